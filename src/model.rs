@@ -1,0 +1,270 @@
+//! What is served: a model version that can answer, and the set of them that is published.
+//!
+//! A [`Model`] is immutable. Changing what is served means making another and publishing a new [`ModelSet`]; a request
+//! takes one snapshot and keeps it to its end, so that no answer mixes two versions. Only the holder of the
+//! [`Publisher`] can publish.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use http::HeaderValue;
+
+pub mod features;
+pub mod outputs;
+pub mod runtime;
+pub mod session;
+pub mod signature;
+
+pub use features::{Cell, Features, Inputs, InvalidInput};
+pub use outputs::{Decision, Outputs, Prediction, Value};
+pub use session::{LoadError, Model, PredictError, Spec};
+
+/// The name a model has in URLs, metrics and sample keys: 1 to 64 of `A-Z a-z 0-9 . _ -`, starting with a letter or
+/// digit.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ModelName(Arc<str>);
+
+/// Why a text is not a [`ModelName`].
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is not a model name: use 1 to 64 of A-Z a-z 0-9 . _ -, starting with a letter or digit")]
+pub struct NotAModelName(String);
+
+impl ModelName {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ModelName {
+    type Err = NotAModelName;
+
+    fn from_str(text: &str) -> Result<Self, NotAModelName> {
+        let starts_well = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+        let all_good = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
+        if starts_well && all_good && text.len() <= 64 {
+            Ok(Self(text.into()))
+        } else {
+            Err(NotAModelName(text.chars().take(80).collect()))
+        }
+    }
+}
+
+impl fmt::Display for ModelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::borrow::Borrow<str> for ModelName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A registry version number. Registries send it as text; it is ordered as a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Version(pub u64);
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for Version {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+/// SHA-256 over a version's files; what makes two versions the same bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest(pub [u8; 32]);
+
+impl Digest {
+    /// The 64 hexadecimal digits, without the algorithm's name.
+    #[must_use]
+    pub fn hex(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha-256:{}", self.hex())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Which bytes answer, under which names.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The name in URLs, metrics and sample keys.
+    pub name: ModelName,
+    /// The registry's version number.
+    pub version: Version,
+    /// The digest of the version's files.
+    pub digest: Digest,
+    /// The alias it was found under, where it was found under one.
+    pub alias: Option<Arc<str>>,
+    header: HeaderValue,
+    version_text: Arc<str>,
+}
+
+impl Identity {
+    /// An identity, with its header value made once.
+    #[must_use]
+    pub fn new(name: ModelName, version: Version, digest: Digest, alias: Option<Arc<str>>) -> Self {
+        let mut text = format!("{name}@{version}; digest={digest}");
+        // An alias may hold any letter of Unicode; a header value may not.
+        if let Some(alias) = alias.as_deref().filter(|alias| alias.is_ascii()) {
+            text.push_str("; alias=");
+            text.push_str(alias);
+        }
+        let header = HeaderValue::from_str(&text).expect("names, digits and ASCII aliases are legal header text");
+        Self { name, version, digest, alias, header, version_text: version.to_string().into() }
+    }
+
+    /// The value of `Modelgate-Model`: `credit-score@3; digest=sha-256:…; alias=champion`.
+    #[must_use]
+    pub fn header(&self) -> &HeaderValue {
+        &self.header
+    }
+
+    /// The version as text, made once.
+    #[must_use]
+    pub fn version_text(&self) -> &Arc<str> {
+        &self.version_text
+    }
+}
+
+/// What callers and operators may know of a configured model.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// The version the registry wants served, when it has said so.
+    pub aspired: Option<Version>,
+    /// Why the aspired version is not served, or why the registry could not be asked.
+    pub trouble: Option<String>,
+    /// Since when the registry has not been heard from.
+    pub stale_since: Option<jiff::Timestamp>,
+}
+
+/// One configured model in a [`ModelSet`].
+#[derive(Clone, Debug, Default)]
+pub struct Entry {
+    /// The version that answers.
+    pub serving: Option<Arc<Model>>,
+    /// What the control plane says of it.
+    pub status: Status,
+}
+
+/// Everything that is published at one moment: every configured model, served or not.
+#[derive(Clone, Debug, Default)]
+pub struct ModelSet {
+    entries: BTreeMap<ModelName, Entry>,
+}
+
+impl ModelSet {
+    /// The configured models by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&ModelName, &Entry)> {
+        self.entries.iter()
+    }
+
+    /// Whether every configured model has a version that answers.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.entries.values().all(|entry| entry.serving.is_some())
+    }
+}
+
+/// Why a name has no model to answer with.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotServed {
+    /// No such model is configured.
+    #[error("no such model")]
+    Unknown,
+    /// It is configured, but no version has been loaded yet.
+    #[error("no version is loaded yet")]
+    NotReady,
+    /// No name was given and there is more than one model.
+    #[error("there is more than one model; name one")]
+    Ambiguous,
+}
+
+/// The reading half of what is published. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Models(Arc<ArcSwap<ModelSet>>);
+
+impl Models {
+    /// The model that answers under `name` now. Take it once per request.
+    ///
+    /// # Errors
+    /// When there is none, and why.
+    pub fn get(&self, name: &str) -> Result<Arc<Model>, NotServed> {
+        let set = self.0.load();
+        let entry = set.entries.get(name).ok_or(NotServed::Unknown)?;
+        entry.serving.clone().ok_or(NotServed::NotReady)
+    }
+
+    /// The model that answers when a request names none: the only one configured.
+    ///
+    /// # Errors
+    /// When there are several, or it is not loaded.
+    pub fn only(&self) -> Result<Arc<Model>, NotServed> {
+        let set = self.0.load();
+        let mut entries = set.entries.values();
+        match (entries.next(), entries.next()) {
+            (Some(entry), None) => entry.serving.clone().ok_or(NotServed::NotReady),
+            (None, _) => Err(NotServed::Unknown),
+            (Some(_), Some(_)) => Err(NotServed::Ambiguous),
+        }
+    }
+
+    /// All that is published at this moment.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<ModelSet> {
+        self.0.load_full()
+    }
+}
+
+/// The writing half. There is one, and the manager holds it.
+#[derive(Debug)]
+pub struct Publisher(Arc<ArcSwap<ModelSet>>);
+
+impl Publisher {
+    /// Publishes `model` under its name; returns the version it replaced, for its last user to leave.
+    pub fn serve(&mut self, model: Arc<Model>) -> Option<Arc<Model>> {
+        let mut set = ModelSet::clone(&self.0.load());
+        let entry = set.entries.entry(model.id().name.clone()).or_default();
+        let replaced = entry.serving.replace(model);
+        self.0.store(Arc::new(set));
+        replaced
+    }
+
+    /// Publishes what is known of `name`.
+    pub fn report(&mut self, name: &ModelName, status: Status) {
+        let mut set = ModelSet::clone(&self.0.load());
+        set.entries.entry(name.clone()).or_default().status = status;
+        self.0.store(Arc::new(set));
+    }
+}
+
+/// The two ends of what is published, with `names` configured and nothing served.
+#[must_use]
+pub fn published(names: impl IntoIterator<Item = ModelName>) -> (Models, Publisher) {
+    let entries = names.into_iter().map(|name| (name, Entry::default())).collect();
+    let shared = Arc::new(ArcSwap::from_pointee(ModelSet { entries }));
+    (Models(Arc::clone(&shared)), Publisher(shared))
+}

@@ -1,0 +1,160 @@
+//! Where versions come from: an MLflow (or DagsHub) server, or a directory laid out like one.
+//!
+//! Resolves a selection to one version, and fetches a version's files into the content-addressed [`cache`]. Decides
+//! nothing: what the registry says, or fails to say, is for the manager to weigh.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use url::Url;
+
+use crate::model::{Digest, Version};
+
+pub mod cache;
+pub mod directory;
+pub mod mlflow;
+pub mod mlmodel;
+
+/// Which version of a registered model to serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Select {
+    /// `alias:champion`
+    Alias(String),
+    /// `latest`: the highest version number.
+    Latest,
+    /// `stage:Production`: the newest version in a stage.
+    Stage(String),
+    /// `version:3`
+    Version(Version),
+}
+
+/// Where to look.
+#[derive(Clone, Debug)]
+pub enum Config {
+    /// An MLflow server.
+    Mlflow(Mlflow),
+    /// A directory: `<root>/<registered model>/<version>/MLmodel`, aliases in `<root>/<registered model>/aliases.toml`.
+    Directory(PathBuf),
+}
+
+/// How to talk to an MLflow server.
+#[derive(Clone, Debug)]
+pub struct Mlflow {
+    /// The server, with the path it lives under.
+    pub uri: Url,
+    /// Who we are.
+    pub credentials: Credentials,
+    /// The longest wait for one answer; above 20 s, because a server whose database is locked answers after 20.
+    pub timeout: Duration,
+    /// The workspace header, sent only when set.
+    pub workspace: Option<String>,
+    /// No version larger than this is fetched.
+    pub max_bytes: u64,
+}
+
+/// Who we are to the registry.
+#[derive(Clone, Debug)]
+pub enum Credentials {
+    /// Nobody.
+    None,
+    /// HTTP basic authentication.
+    Basic {
+        /// The user's name.
+        username: String,
+        /// The password, or a DagsHub token.
+        password: SecretString,
+    },
+    /// A bearer token.
+    Bearer(SecretString),
+}
+
+/// A version as the registry names it. Two of these are the same version only if all of it is equal: version numbers
+/// start again when a model is deleted and made anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The registry's name for the model.
+    pub registered_model: String,
+    /// The version number.
+    pub version: Version,
+    /// The alias it was found under.
+    pub alias: Option<Arc<str>>,
+    /// Where the registry says the version came from.
+    pub source: String,
+    /// When the registry made it, in milliseconds since the Unix epoch.
+    pub created: i64,
+    /// Its tags.
+    pub tags: std::collections::BTreeMap<String, String>,
+}
+
+/// A version on disk, whole and digested.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    /// The digest over all its files.
+    pub digest: Digest,
+    /// The folder that holds `MLmodel`.
+    pub folder: PathBuf,
+}
+
+/// What went wrong between us and a registry.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The server cannot be reached, or is slow, or broken. Worth trying again.
+    #[error("the registry does not answer: {0}")]
+    Unreachable(String),
+    /// The server asks us to wait.
+    #[error("the registry asks to wait")]
+    Busy {
+        /// For how long, where it says so.
+        retry_after: Option<Duration>,
+    },
+    /// Not allowed. Trying again soon will not help.
+    #[error("the registry refuses us: {0}")]
+    Refused(String),
+    /// The selection points at nothing.
+    #[error("{0}")]
+    NotFound(String),
+    /// The answer is not one we know.
+    #[error("the registry's answer makes no sense: {0}")]
+    Nonsense(String),
+    /// The version's files cannot be fetched as they are.
+    #[error("the version's files cannot be used: {0}")]
+    BadArtifacts(String),
+    /// Our own disk.
+    #[error("cannot write to the model cache")]
+    Disk(#[from] std::io::Error),
+}
+
+/// A registry. Cheap to clone.
+#[derive(Clone, Debug)]
+pub enum Registry {
+    /// An MLflow server.
+    Mlflow(mlflow::Client),
+    /// A directory.
+    Directory(directory::Directory),
+}
+
+impl Registry {
+    /// A registry to ask; asks nothing yet. `http` must follow no redirects.
+    #[must_use]
+    pub fn new(config: Config, http: reqwest::Client) -> Self {
+        todo!()
+    }
+
+    /// The version that `select` points at now.
+    ///
+    /// # Errors
+    /// When there is no answer, or it is no version.
+    pub async fn resolve(&self, registered_model: &str, select: &Select) -> Result<Found, RegistryError> {
+        todo!()
+    }
+
+    /// Brings the files of `found` into `cache`.
+    ///
+    /// # Errors
+    /// When they cannot be brought whole, or break a rule.
+    pub async fn fetch(&self, found: &Found, cache: &cache::Cache) -> Result<Fetched, RegistryError> {
+        todo!()
+    }
+}

@@ -1,0 +1,1 @@
+//! Fakes and handles of real servers, shared by the tests.
