@@ -253,6 +253,12 @@ impl Publisher {
         replaced
     }
 
+    /// What was last published of `name`.
+    #[must_use]
+    pub fn status(&self, name: &ModelName) -> Status {
+        self.0.load().entries.get(name).map(|entry| entry.status.clone()).unwrap_or_default()
+    }
+
     /// Publishes what is known of `name`.
     pub fn report(&mut self, name: &ModelName, status: Status) {
         let mut set = ModelSet::clone(&self.0.load());

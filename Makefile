@@ -1,0 +1,32 @@
+# Everything a person types. `make help` lists it.
+
+PYTHON ?= python3
+CARGO ?= cargo
+
+.PHONY: help demo test check bench servers acceptance clean-demo
+
+help: ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: lib/libonnxruntime ## build, serve the bundled model, print a key and a curl line; Ctrl-C ends it
+	$(CARGO) build --release --locked
+	./target/release/modelgate demo
+
+test: lib/libonnxruntime servers ## every test, against real MLflow servers
+	$(CARGO) test --locked
+
+check: lib/libonnxruntime ## format, lints, licences and advisories
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) deny --version >/dev/null 2>&1 && $(CARGO) deny check || echo "cargo-deny is not installed: licences not checked"
+
+bench: lib/libonnxruntime ## the figures of BENCHMARKS.md, measured side by side
+	$(CARGO) bench --locked --bench request
+
+servers: ## the MLflow servers the tests talk to, in .venv/
+	scripts/test-servers.sh
+
+# The ONNX Runtime library, out of its wheel and checked by digest.
+.PHONY: lib/libonnxruntime
+lib/libonnxruntime:
+	scripts/fetch-onnxruntime.sh lib

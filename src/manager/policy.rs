@@ -1,0 +1,197 @@
+//! What to do next for one model. Pure: the same view gives the same answer.
+//!
+//! Only a version the registry has positively named, and that has not been refused before, is ever an instruction. No
+//! answer, a broken answer and an empty answer all mean: keep what is served.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::registry::Found;
+
+/// What is known of one model at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// The moment.
+    pub now: Timestamp,
+    /// What the registry wants served; `None` if it did not say.
+    pub wanted: Option<&'a Found>,
+    /// What is served.
+    pub serving: Option<&'a Found>,
+    /// The last version that was not fit to serve.
+    pub refused: Option<&'a Found>,
+    /// The last version that could not be brought here.
+    pub failed: Option<&'a Failed>,
+}
+
+/// A version that could not be brought here, and when to try again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// The version.
+    pub found: Found,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// Not before this.
+    pub retry_at: Timestamp,
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action<'a> {
+    /// Nothing.
+    Keep,
+    /// Bring this version here, load it, and serve it if it proves fit.
+    Load(&'a Found),
+}
+
+/// The version tags that change how outputs become predictions; a change of one is a change of the version.
+const DECISIVE_TAGS: [&str; 3] = ["modelgate.labels", "modelgate.threshold", "modelgate.bands"];
+
+/// The first pause after a failed download; each further failure doubles it.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The longest pause between tries.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// What to do next.
+#[must_use]
+pub fn next_action<'a>(view: &View<'a>) -> Action<'a> {
+    let Some(wanted) = view.wanted else { return Action::Keep };
+    let served = view.serving.is_some_and(|serving| is_same(serving, wanted));
+    let refused = view.refused.is_some_and(|refused| is_same(refused, wanted));
+    let resting = view.failed.is_some_and(|failed| is_same(&failed.found, wanted) && view.now < failed.retry_at);
+    if served || refused || resting { Action::Keep } else { Action::Load(wanted) }
+}
+
+/// Whether two answers of a registry mean the same version, served the same way.
+///
+/// The alias it was found under does not matter; number and name alone do not suffice, because numbers start again when
+/// a model is deleted and made anew.
+#[must_use]
+pub fn is_same(a: &Found, b: &Found) -> bool {
+    a.registered_model == b.registered_model
+        && a.version == b.version
+        && a.source == b.source
+        && a.created == b.created
+        && DECISIVE_TAGS.iter().all(|tag| a.tags.get(*tag) == b.tags.get(*tag))
+}
+
+/// What is remembered after `found` could not be brought here once more.
+#[must_use]
+pub fn failed_again(before: Option<Failed>, found: &Found, now: Timestamp) -> Failed {
+    let attempts = match before {
+        Some(before) if is_same(&before.found, found) => before.attempts.saturating_add(1),
+        Some(_) | None => 1,
+    };
+    Failed { found: found.clone(), attempts, retry_at: now + pause_after(attempts) }
+}
+
+/// The pause after `failures` failures in a row: 5 s, doubled each time, 5 minutes at most.
+#[must_use]
+pub fn pause_after(failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::Version;
+
+    fn found(version: u64) -> Found {
+        Found {
+            registered_model: "credit".into(),
+            version: Version(version),
+            alias: None,
+            source: format!("models:/m-{version}"),
+            created: 1,
+            tags: BTreeMap::new(),
+        }
+    }
+
+    fn second(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn idle() -> View<'static> {
+        View { now: second(100), wanted: None, serving: None, refused: None, failed: None }
+    }
+
+    #[test]
+    fn silence_is_no_instruction() {
+        assert_eq!(next_action(&View { serving: Some(&found(1)), ..idle() }), Action::Keep);
+        assert_eq!(next_action(&idle()), Action::Keep);
+    }
+
+    #[test]
+    fn a_version_that_is_wanted_and_new_is_loaded_whichever_number_it_has() {
+        let (one, two) = (found(1), found(2));
+        assert_eq!(next_action(&View { wanted: Some(&two), serving: Some(&one), ..idle() }), Action::Load(&two));
+        assert_eq!(next_action(&View { wanted: Some(&one), serving: Some(&two), ..idle() }), Action::Load(&one));
+    }
+
+    #[test]
+    fn a_refused_version_is_not_tried_again_until_it_is_another() {
+        let bad = found(2);
+        let view = View { wanted: Some(&bad), refused: Some(&bad), ..idle() };
+        assert_eq!(next_action(&view), Action::Keep);
+        let made_anew = Found { created: 2, ..found(2) };
+        assert_eq!(next_action(&View { wanted: Some(&made_anew), ..view }), Action::Load(&made_anew));
+    }
+
+    #[test]
+    fn a_failed_download_rests_until_its_time() {
+        let two = found(2);
+        let failed = failed_again(None, &two, second(100));
+        let view = View { wanted: Some(&two), failed: Some(&failed), ..idle() };
+        assert_eq!(next_action(&view), Action::Keep);
+        assert_eq!(next_action(&View { now: second(105), ..view }), Action::Load(&two));
+        let three = found(3);
+        assert_eq!(next_action(&View { wanted: Some(&three), ..view }), Action::Load(&three));
+    }
+
+    #[test]
+    fn pauses_double_up_to_five_minutes_and_start_again_with_another_version() {
+        let mut failed = None;
+        let mut pauses = Vec::new();
+        for _ in 0..9 {
+            let again = failed_again(failed, &found(2), second(0));
+            pauses.push(again.retry_at.as_second());
+            failed = Some(again);
+        }
+        assert_eq!(pauses, [5, 10, 20, 40, 80, 160, 300, 300, 300]);
+        assert_eq!(failed_again(failed, &found(3), second(0)).attempts, 1);
+        assert_eq!(pause_after(u32::MAX), LONGEST_PAUSE);
+    }
+
+    #[test]
+    fn the_alias_does_not_make_another_version_but_a_decisive_tag_does() {
+        let plain = found(1);
+        let mut other = Found { alias: Some("champion".into()), ..found(1) };
+        other.tags.insert("team".into(), "risk".into());
+        assert!(is_same(&plain, &other));
+        other.tags.insert("modelgate.threshold".into(), "0.4".into());
+        assert!(!is_same(&plain, &other));
+    }
+
+    proptest! {
+        /// Doing what the policy says leaves it with nothing more to say.
+        #[test]
+        fn acting_settles(wanted in proptest::option::of(1u64..4), serving in proptest::option::of(1u64..4),
+                          refused in proptest::option::of(1u64..4), fit: bool) {
+            let (wanted, serving, refused) = (wanted.map(found), serving.map(found), refused.map(found));
+            let before = View { wanted: wanted.as_ref(), serving: serving.as_ref(), refused: refused.as_ref(), ..idle() };
+            let after = match next_action(&before) {
+                Action::Keep => before,
+                Action::Load(version) if fit => View { serving: Some(version), ..before },
+                Action::Load(version) => View { refused: Some(version), ..before },
+            };
+            prop_assert_eq!(next_action(&after), Action::Keep);
+            prop_assert!(before.serving.is_none() || after.serving.is_some());
+        }
+    }
+}
