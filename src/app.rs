@@ -1,1 +1,343 @@
-//! app
+//! The composition root: builds every part, connects them, starts them, and stops them in order.
+//!
+//! Contains no logic of its own. What is started here, and only here, runs through [`Tasks`].
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::auth::ApiKeys;
+use crate::capture::{self, Capture};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::manager::Manager;
+use crate::metrics::{Metrics, cloudwatch};
+use crate::model::runtime::Runtime;
+use crate::model::{self, Models};
+use crate::quota::Quota;
+use crate::registry::Registry;
+use crate::registry::cache::Cache;
+use crate::server::{self, Readiness, State};
+use crate::task::{self, Tasks};
+
+mod demo;
+
+pub use demo::demo;
+
+/// How soon a key that was revoked in another process stops working here.
+const KEY_REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often exact usage is written.
+const SETTLE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often segments are looked at for being full or old.
+const CAPTURE_FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The stack on which ONNX Runtime is loaded and put to the test.
+const RUNTIME_STACK_BYTES: usize = 64 << 20;
+
+/// What the process takes from outside besides its configuration.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// What time it is.
+    pub clock: Clock,
+    /// Where randomness that need not be secret comes from: sampling, jitter.
+    pub seed: u64,
+}
+
+impl Surroundings {
+    /// The machine's own.
+    ///
+    /// # Errors
+    /// When the system has no randomness to give.
+    pub fn of_the_machine() -> anyhow::Result<Self> {
+        let seed = getrandom::u64().context("the system gives no randomness")?;
+        Ok(Self { clock: Clock::system(), seed })
+    }
+}
+
+/// A gateway that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// Where callers connect.
+    pub data: SocketAddr,
+    /// Where operators connect.
+    pub admin: SocketAddr,
+    models: Models,
+    readiness: Readiness,
+    drain_delay: Duration,
+    front: Tasks,
+    back: Tasks,
+}
+
+/// Builds and starts a gateway.
+///
+/// # Errors
+/// When a part cannot be built; the chain says which and what to do.
+pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result<Running> {
+    let Surroundings { clock, seed } = surroundings;
+    make_data_dir(&config.data_dir)?;
+    let runtime = load_runtime(config.onnxruntime.clone()).await?;
+    let keys = Arc::new(ApiKeys::open(config.auth)?);
+    let quota = Arc::new(Quota::open(config.quota)?);
+    let metrics = Metrics::new(config.metrics);
+    let aws = Aws::default();
+    let (capture, capture_writer) = open_capture(config.capture, &aws, seed).await?;
+    let (models, publisher) = model::published(config.manager.models.iter().map(|model| model.name.clone()));
+    let cache = Cache::open(config.data_dir.join("cache")).context("cannot open the model cache")?;
+    let registry = Registry::new(config.registry, http_client()?);
+    let poll_interval = config.manager.poll_interval;
+    let manager = Manager::new(registry, cache, runtime.clone(), publisher, config.manager);
+
+    let data = bind(config.server.listen, "server.listen").await?;
+    let admin = bind(config.server.admin_listen, "server.admin_listen").await?;
+    let readiness = Readiness::default();
+    let state = State {
+        keys: Arc::clone(&keys),
+        quota: Arc::clone(&quota),
+        models: models.clone(),
+        metrics: metrics.clone(),
+        capture,
+        readiness: readiness.clone(),
+        clock: clock.clone(),
+        poll_interval,
+        runtime_version: runtime.version().into(),
+    };
+    let running = Running {
+        data: data.local_addr()?,
+        admin: admin.local_addr()?,
+        models,
+        readiness,
+        drain_delay: config.server.drain_delay,
+        front: Tasks::new(),
+        back: Tasks::new(),
+    };
+
+    let (front, back) = (&running.front, &running.back);
+    let data_routes = server::data_router(state.clone(), &config.server);
+    let admin_routes = server::admin_router(state);
+    front.spawn("data-listener", server::serve(data, data_routes, config.server.clone(), front.stopping()));
+    front.spawn("admin-listener", server::serve(admin, admin_routes, config.server, front.stopping()));
+    back.spawn("registry", follow_registry(manager, clock.clone(), seed, back.stopping()));
+    back.spawn("keys", refresh_keys(keys, back.stopping()));
+    back.spawn("usage", settle_usage(quota, clock.clone(), back.stopping()));
+    if let Some(writer) = capture_writer {
+        back.spawn("capture", write_samples(writer, clock.clone(), back.stopping()));
+    }
+    if let Some(to) = config.cloudwatch {
+        let client = aws_sdk_cloudwatch::Client::new(aws.config().await);
+        let flusher = cloudwatch::Flusher::new(metrics, client, to.clone());
+        back.spawn("cloudwatch", send_metrics(flusher, to.interval, clock, back.stopping()));
+    }
+    info!(data = %running.data, admin = %running.admin, onnxruntime = %runtime.version(), "listening on {}, admin on {}", running.data, running.admin);
+    Ok(running)
+}
+
+impl Running {
+    /// What is published; for those who wait for a model.
+    #[must_use]
+    pub fn models(&self) -> &Models {
+        &self.models
+    }
+
+    /// Returns when a background task has died.
+    pub async fn broken(&self) {
+        let (front, back) = (self.front.stopping(), self.back.stopping());
+        tokio::select! {
+            () = front.cancelled() => {}
+            () = back.cancelled() => {}
+        }
+    }
+
+    /// Stops in order: unready, drain, close, flush. Says whether every part did its work to the end.
+    pub async fn stop(self) -> bool {
+        self.readiness.drain();
+        tokio::time::sleep(self.drain_delay).await;
+        self.front.stop();
+        self.front.finished().await;
+        self.back.stop();
+        self.back.finished().await;
+        !self.front.has_failed() && !self.back.has_failed()
+    }
+}
+
+/// Runs a gateway until a signal asks it to stop; `ready` is called once it listens.
+///
+/// # Errors
+/// When it cannot be built, or a part of it died.
+pub fn serve(config: Config, ready: impl FnOnce(&Running)) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("modelgate")
+        .build()
+        .context("cannot start the async runtime")?;
+    runtime.block_on(async {
+        let running = start(config, Surroundings::of_the_machine()?).await?;
+        ready(&running);
+        tokio::select! {
+            signal = signalled() => info!("{} received; finishing what is under way, once more to exit at once", signal?),
+            () = running.broken() => {}
+        }
+        tokio::select! {
+            in_order = running.stop() => anyhow::ensure!(in_order, "a part of the gateway died; the log says which"),
+            signal = signalled() => anyhow::bail!("{} received again; exiting without waiting", signal?),
+        }
+        info!("stopped in order");
+        Ok(())
+    })
+}
+
+/// The name of the next SIGTERM or SIGINT.
+async fn signalled() -> anyhow::Result<&'static str> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    })
+}
+
+fn make_data_dir(path: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("cannot make data_dir `{}`", path.display()))
+}
+
+async fn load_runtime(configured: Option<std::path::PathBuf>) -> anyhow::Result<Runtime> {
+    let (done, loaded) = tokio::sync::oneshot::channel();
+    task::thread("onnxruntime-loader", RUNTIME_STACK_BYTES, move || {
+        // The receiver is gone only when the process is already on its way out.
+        let _ = done.send(Runtime::load(configured.as_deref()));
+    })?;
+    Ok(loaded.await.context("the thread that loads ONNX Runtime died")??)
+}
+
+async fn open_capture(
+    config: Option<capture::Config>,
+    aws: &Aws,
+    seed: u64,
+) -> anyhow::Result<(Capture, Option<capture::Writer>)> {
+    let Some(config) = config else { return Ok((Capture::off(), None)) };
+    let sink = match &config.sink {
+        capture::sink::Config::Directory(folder) => capture::sink::Sink::Directory(folder.clone()),
+        capture::sink::Config::S3 { bucket, prefix } => capture::sink::Sink::S3 {
+            client: aws_sdk_s3::Client::new(aws.config().await),
+            bucket: bucket.clone(),
+            prefix: prefix.clone(),
+        },
+    };
+    let (capture, writer) = capture::open(config, sink, seed)?;
+    Ok((capture, Some(writer)))
+}
+
+async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} ({key})"))
+}
+
+/// The client for registries. Follows no redirect: credentials never go to another host.
+fn http_client() -> anyhow::Result<reqwest::Client> {
+    reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .user_agent(concat!("modelgate/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(Duration::from_secs(10))
+        .build()
+        .context("cannot build the HTTP client")
+}
+
+/// The AWS SDK's configuration, looked up only by those who need it: without a region it asks the instance's metadata.
+#[derive(Default)]
+struct Aws(tokio::sync::OnceCell<aws_config::SdkConfig>);
+
+impl Aws {
+    async fn config(&self) -> &aws_config::SdkConfig {
+        self.0.get_or_init(load_aws_config).await
+    }
+}
+
+async fn load_aws_config() -> aws_config::SdkConfig {
+    use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+    let client = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+    let timeouts = aws_config::timeout::TimeoutConfig::builder()
+        .connect_timeout(Duration::from_secs(5))
+        .operation_attempt_timeout(Duration::from_secs(15))
+        .operation_timeout(Duration::from_secs(45))
+        .build();
+    aws_config::defaults(aws_config::BehaviorVersion::latest())
+        .http_client(client)
+        .timeout_config(timeouts)
+        .load()
+        .await
+}
+
+async fn follow_registry(mut manager: Manager, clock: Clock, seed: u64, stop: CancellationToken) {
+    tokio::select! {
+        () = manager.open_last_good() => {}
+        () = stop.cancelled() => return,
+    }
+    manager.run(clock, seed, stop).await;
+}
+
+async fn refresh_keys(keys: Arc<ApiKeys>, stop: CancellationToken) {
+    let mut healthy = true;
+    every(KEY_REFRESH_INTERVAL, stop, async || {
+        let keys = Arc::clone(&keys);
+        let refreshed = tokio::task::spawn_blocking(move || keys.refresh_once()).await;
+        match refreshed {
+            Ok(Ok(_)) => healthy = true,
+            Ok(Err(error)) if healthy => {
+                warn!("cannot read the key store, the keys read last stay: {error}");
+                healthy = false;
+            }
+            Ok(Err(_)) => {}
+            Err(panic) => error!("reading the key store panicked: {panic}"),
+        }
+    })
+    .await;
+}
+
+async fn settle_usage(quota: Arc<Quota>, clock: Clock, stop: CancellationToken) {
+    let mut healthy = true;
+    let mut settle = async || match quota.settle_once(clock.now()).await {
+        Ok(_) => healthy = true,
+        Err(error) if healthy => {
+            warn!("cannot write usage, it is kept and written later: {error}");
+            healthy = false;
+        }
+        Err(_) => {}
+    };
+    every(SETTLE_INTERVAL, stop, &mut settle).await;
+    settle().await;
+}
+
+async fn send_metrics(mut flusher: cloudwatch::Flusher, interval: Duration, clock: Clock, stop: CancellationToken) {
+    every(interval, stop, async || drop(flusher.flush_once(clock.now()).await)).await;
+    flusher.flush_once(clock.now()).await;
+}
+
+async fn write_samples(mut writer: capture::Writer, clock: Clock, stop: CancellationToken) {
+    todo!("driver")
+}
+
+/// Calls `step` at every interval until `stop`.
+async fn every(interval: Duration, stop: CancellationToken, mut step: impl AsyncFnMut()) {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks.tick().await;
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => step().await,
+            () = stop.cancelled() => return,
+        }
+    }
+}
