@@ -1,0 +1,251 @@
+//! A whole gateway in this process: real sockets, a real model engine, a registry that is a directory of its own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use modelgate::app::{self, Running, Surroundings};
+use modelgate::auth::ApiKeys;
+use modelgate::clock::Clock;
+use modelgate::config::{self, Config, Flags, Purpose, Sources};
+use secrecy::ExposeSecret;
+use serde_json::Value;
+
+use super::fixtures;
+
+/// How often test gateways look at their registry.
+const POLL: Duration = Duration::from_millis(10);
+
+/// The longest any wait of a test may take before it is taken for never.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a gateway is made of before it runs. Its folder outlives it, so that another can be started there.
+#[derive(Debug)]
+pub struct Site {
+    folder: tempfile::TempDir,
+    text: String,
+    aws: Option<aws_config::SdkConfig>,
+    keys: BTreeMap<String, String>,
+}
+
+impl Site {
+    /// A site whose configuration is `text`, in which `{folder}` stands for its folder; addresses are chosen by the system,
+    /// and the registry is `{folder}/registry` unless `text` has one.
+    pub fn new(text: &str) -> Self {
+        install_tls();
+        let folder = tempfile::tempdir().unwrap();
+        let mut text = text.replace("{folder}", &folder.path().display().to_string());
+        text.insert_str(0, &format!("data_dir = \"{}/data\"\n", folder.path().display()));
+        if !text.contains("[registry]") {
+            text.push_str(&format!("\n[registry]\nuri = \"file:{}/registry\"\n", folder.path().display()));
+        }
+        text.push_str(
+            "\n[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\ndrain_delay = \"0s\"\n\
+             max_connections_per_address = 4096\n",
+        );
+        fs::create_dir_all(folder.path().join("registry")).unwrap();
+        Self { folder, text, aws: None, keys: BTreeMap::new() }
+    }
+
+    /// The same, with AWS calls going where `aws` says.
+    pub fn with_aws(mut self, aws: aws_config::SdkConfig) -> Self {
+        self.aws = Some(aws);
+        self
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn registry(&self) -> PathBuf {
+        self.folder.path().join("registry")
+    }
+
+    /// Puts a fixture's files into the registry as a version, whole at once.
+    pub fn register(&self, model: &str, version: u64, fixture: &str) {
+        self.register_files(model, version, &fixtures::folder(fixture), |_| {});
+    }
+
+    /// A version of the fixture `sum`, whose answers are `base` plus the sum of a row.
+    pub fn register_sum(&self, model: &str, version: u64, base: f32) {
+        self.register_files(model, version, &fixtures::folder("sum"), |folder| {
+            let file = folder.join("model.onnx");
+            fs::write(&file, fixtures::sum_model(base)).unwrap();
+        });
+    }
+
+    fn register_files(&self, model: &str, version: u64, from: &Path, change: impl FnOnce(&Path)) {
+        let model = self.registry().join(model);
+        fs::create_dir_all(&model).unwrap();
+        let half = model.join(format!(".{version}.half"));
+        fs::create_dir_all(&half).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), half.join(entry.file_name())).unwrap();
+        }
+        change(&half);
+        fs::rename(half, model.join(version.to_string())).unwrap();
+    }
+
+    /// Points the alias `champion` at a version.
+    pub fn promote(&self, model: &str, version: u64) {
+        let model = self.registry().join(model);
+        fs::write(model.join("aliases.half"), format!("champion = {version}\n")).unwrap();
+        fs::rename(model.join("aliases.half"), model.join("aliases.toml")).unwrap();
+    }
+
+    /// The configuration, with the tests' short poll interval.
+    pub fn config(&self) -> Config {
+        let file = self.folder.path().join("modelgate.toml");
+        fs::write(&file, &self.text).unwrap();
+        let sources = Sources {
+            file: Some(file),
+            env: Vec::new(),
+            flags: Flags::default(),
+            processors: NonZeroUsize::new(2).unwrap(),
+            purpose: Purpose::Serve,
+        };
+        let mut config = config::load(&sources).unwrap_or_else(|errors| panic!("{errors}")).config;
+        config.manager.poll_interval = POLL;
+        config
+    }
+
+    /// The plan's key, made at its first use.
+    pub fn key(&mut self, plan: &str) -> String {
+        if let Some(key) = self.keys.get(plan) {
+            return key.clone();
+        }
+        let auth = self.config().auth;
+        fs::create_dir_all(auth.store.parent().unwrap()).unwrap();
+        let keys = ApiKeys::open(auth).unwrap();
+        let (_, secret) = keys.create(plan, plan, None, Clock::system().now()).unwrap();
+        let key = secret.expose_secret().to_owned();
+        self.keys.insert(plan.to_owned(), key.clone());
+        key
+    }
+
+    /// Starts a gateway here, and returns once it listens.
+    pub async fn start(&mut self, plan: &str) -> Gate {
+        let key = self.key(plan);
+        let surroundings = Surroundings { clock: Clock::system(), seed: 7, aws: self.aws.clone() };
+        let running = app::start(self.config(), surroundings).await.unwrap_or_else(|error| panic!("{error:#}"));
+        let http = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
+        Gate { data: running.data, admin: running.admin, key, http, running }
+    }
+}
+
+/// A gateway that runs, and a client with a key.
+#[derive(Debug)]
+pub struct Gate {
+    pub data: SocketAddr,
+    pub admin: SocketAddr,
+    pub key: String,
+    pub http: reqwest::Client,
+    running: Running,
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: reqwest::header::HeaderMap,
+    pub body: Value,
+}
+
+impl Answer {
+    pub async fn of(response: reqwest::Response) -> Self {
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let bytes = response.bytes().await.unwrap();
+        Self { status, headers, body: serde_json::from_slice(&bytes).unwrap_or(Value::Null) }
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+}
+
+impl Gate {
+    pub fn client(&self) -> Client {
+        Client { data: self.data, key: self.key.clone(), http: self.http.clone() }
+    }
+
+    pub async fn predict(&self, model: &str, data: &Value) -> Answer {
+        self.client().predict(model, data).await
+    }
+
+    pub async fn get(&self, address: SocketAddr, path: &str) -> Answer {
+        let request = self.http.get(format!("http://{address}{path}")).header("x-api-key", &self.key);
+        Answer::of(request.send().await.unwrap()).await
+    }
+
+    pub async fn metrics(&self) -> String {
+        let page = self.http.get(format!("http://{}/metrics", self.admin)).send().await.unwrap();
+        page.text().await.unwrap()
+    }
+
+    /// What `/admin/models` says of one model.
+    pub async fn status(&self, model: &str) -> Value {
+        let page = self.get(self.admin, "/admin/models").await.body;
+        page["models"].as_array().unwrap().iter().find(|entry| entry["name"] == model).unwrap().clone()
+    }
+
+    /// Waits until `model` is served in `version`.
+    pub async fn serves(&self, model: &str, version: u64) {
+        let served = || self.running.models().get(model).ok().map(|model| model.id().version.0);
+        eventually(&format!("`{model}` in version {version}"), async || served() == Some(version)).await;
+    }
+
+    /// Waits until the status of `model` satisfies `holds`.
+    pub async fn says(&self, model: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        eventually(what, async || holds(&self.status(model).await)).await;
+        self.status(model).await
+    }
+
+    /// Stops in order.
+    pub async fn stop(self) {
+        assert!(self.running.stop().await, "a background task died");
+    }
+}
+
+/// A caller that can go to another task.
+#[derive(Clone, Debug)]
+pub struct Client {
+    data: SocketAddr,
+    key: String,
+    http: reqwest::Client,
+}
+
+impl Client {
+    pub async fn predict(&self, model: &str, data: &Value) -> Answer {
+        let body = serde_json::json!({ "data": data });
+        self.post(&format!("/models/{model}/predict"), body.to_string()).await
+    }
+
+    pub async fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> Answer {
+        let request = self
+            .http
+            .post(format!("http://{}{path}", self.data))
+            .header("x-api-key", &self.key)
+            .header("content-type", "application/json")
+            .body(body);
+        Answer::of(request.send().await.unwrap()).await
+    }
+}
+
+/// Looks again and again until `holds`; a test that waits in vain fails and says for what.
+pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let end = tokio::time::Instant::now() + PATIENCE;
+    while !holds().await {
+        assert!(tokio::time::Instant::now() < end, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// The one TLS stack, as `main` installs it.
+pub fn install_tls() {
+    // Another test of this process may have been first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
