@@ -37,6 +37,7 @@ impl Clock {
     /// The present moment.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the one home of wall time")]
+    #[expect(clippy::missing_panics_doc, reason = "it cannot")]
     pub fn now(&self) -> Timestamp {
         match &self.0 {
             Source::System => Timestamp::now(),

@@ -45,7 +45,6 @@ impl Tasks {
     }
 
     /// Runs `work` until it returns. If it returns or panics before [`stop`](Self::stop), everything stops.
-    #[expect(clippy::disallowed_methods, reason = "the one home of spawning")]
     pub fn spawn(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
         let guard = DeathWatch { name, tasks: self.clone() };
         self.tracker.spawn(async move {
