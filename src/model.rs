@@ -5,7 +5,7 @@
 //! [`Publisher`] can publish.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use arc_swap::ArcSwap;
 use http::HeaderValue;
 
 pub mod features;
+pub mod onnx_file;
 pub mod outputs;
 pub mod runtime;
 pub mod session;
@@ -20,7 +21,7 @@ pub mod signature;
 
 pub use features::{Cell, Features, Inputs, InvalidInput};
 pub use outputs::{Decision, Outputs, Prediction, Value};
-pub use session::{LoadError, Model, PredictError, Spec};
+pub use session::{LoadError, Model, PredictError, Spec, Stage};
 
 /// The name a model has in URLs, metrics and sample keys: 1 to 64 of `A-Z a-z 0-9 . _ -`, starting with a letter or
 /// digit.
@@ -92,7 +93,11 @@ impl Digest {
     /// The 64 hexadecimal digits, without the algorithm's name.
     #[must_use]
     pub fn hex(&self) -> String {
-        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+        let mut text = String::with_capacity(64);
+        for byte in self.0 {
+            write!(text, "{byte:02x}").expect("a String takes all that is written");
+        }
+        text
     }
 }
 
@@ -126,6 +131,7 @@ pub struct Identity {
 impl Identity {
     /// An identity, with its header value made once.
     #[must_use]
+    #[expect(clippy::missing_panics_doc, reason = "it cannot")]
     pub fn new(name: ModelName, version: Version, digest: Digest, alias: Option<Arc<str>>) -> Self {
         let mut text = format!("{name}@{version}; digest={digest}");
         // An alias may hold any letter of Unicode; a header value may not.

@@ -4,10 +4,20 @@
 //! values checked and coerced, gaps filled, and every mistake kept under the caller's own name for the field.
 //! [`Inputs`] cannot exist unless they fit the features, so nothing after this checks shapes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::signature::{Kind, Signature};
+use foldhash::fast::RandomState;
+
+use super::signature::{FEATURES_MAX, Kind, Signature};
+
+mod build;
+mod rows;
+mod suggest;
+mod value;
+
+pub use rows::{ERRORS_KEPT, List, Rows};
+pub(crate) use value::excerpt;
 
 /// One value of one row.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,13 +28,14 @@ pub enum Cell {
     Boolean(bool),
     /// An integer feature, within its width.
     Integer(i64),
-    /// A float feature, finite in its width.
+    /// A float feature as the caller wrote it. Finite in its width too: for [`Kind::Float`], as an `f32`.
     Float(f64),
     /// A text feature.
     Text(Arc<str>),
 }
 
-/// What a caller may send for one feature: a column of the signature, or a group of its one-hot columns.
+/// What a caller may send for one feature: a column of the signature, one element of a tensor, or a group of one-hot
+/// columns.
 #[derive(Clone, Debug)]
 pub struct Feature {
     /// The model's name for it: in metrics, samples and drift.
@@ -33,7 +44,7 @@ pub struct Feature {
     pub field: Arc<str>,
     /// What a value must be.
     pub kind: Kind,
-    /// Whether a row must have it.
+    /// Whether a row must have it: it is neither optional nor has a default.
     pub required: bool,
     /// What stands in for it when it is absent or null.
     pub default: Option<Cell>,
@@ -44,7 +55,8 @@ pub struct Feature {
 /// Where a feature's cell goes in the model's columns.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Target {
-    /// One column of the signature, by position.
+    /// One column of the signature, by position; of tensors, the position of the element when each tensor's elements
+    /// follow those of the tensor before.
     Column(usize),
     /// One-hot columns by category, by position; the one that matches is 1, the others 0.
     OneHot(Vec<(Arc<str>, usize)>),
@@ -63,6 +75,9 @@ pub struct Settings {
     pub one_hot: Vec<String>,
     /// What to do with a category none of the one-hot columns has.
     pub unseen: Unseen,
+    /// Names for the elements of the signature's one tensor, in order; exports of gradient boosting models lose them.
+    /// Without them the elements are called `<tensor>_0`, `<tensor>_1` and so on.
+    pub columns: Vec<String>,
 }
 
 /// A default as the configuration can write it.
@@ -91,8 +106,18 @@ pub enum Unseen {
 /// The features of one model version.
 #[derive(Clone, Debug)]
 pub struct Features {
-    // private: list, caller-name index, settings
+    list: Box<[Feature]>,
+    /// Caller's name → place in `list`.
+    by_field: HashMap<Arc<str>, usize, RandomState>,
+    /// The categories of each feature that is a one-hot group.
+    categories: Box<[Option<Categories>]>,
+    lists: Box<[(Arc<str>, List)]>,
+    columns: usize,
+    coerce: bool,
+    unseen: Unseen,
 }
+
+type Categories = HashSet<Arc<str>, RandomState>;
 
 /// A value as a wire format can carry it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -124,7 +149,7 @@ pub struct FieldError {
     pub feature: String,
     /// What belongs there.
     pub expected: String,
-    /// What was found there. Never longer than 64 characters.
+    /// What was found there. Never longer than 64 characters, like [`feature`](Self::feature).
     pub found: String,
 }
 
@@ -138,33 +163,46 @@ pub struct InvalidInput {
     pub total: usize,
 }
 
-/// The longest text a feature may hold, in bytes (facts: 4 KiB).
+/// The longest text a feature may hold, in bytes. No category or code comes near it, and it bounds what samples and
+/// error texts have to carry.
 pub const TEXT_MAX_BYTES: usize = 4096;
 
 impl Features {
     /// Brings signature and settings together.
     ///
     /// # Errors
-    /// When the settings name what the signature does not have.
+    /// When the settings name what the signature does not have, or a tensor is not rows of single values.
     pub fn new(signature: &Signature, settings: Settings) -> Result<Self, FeaturesError> {
-        todo!()
+        build::features(signature, settings)
     }
 
     /// Every feature, in the order of [`Inputs::row`].
     #[must_use]
     pub fn list(&self) -> &[Feature] {
-        todo!()
+        &self.list
+    }
+
+    /// How many columns the model takes: what the positions in [`Target`] stay below.
+    #[must_use]
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Whether callers have a feature of this name.
+    #[must_use]
+    pub fn has(&self, field: &str) -> bool {
+        self.by_field.contains_key(field)
     }
 
     /// A reader of rows.
     #[must_use]
     pub fn rows(&self) -> Rows<'_> {
-        todo!()
+        Rows::new(self)
     }
 }
 
 /// Settings that do not fit the signature.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FeaturesError {
     /// A setting names a column the signature does not have.
     #[error("`{setting}` names `{column}`, which is not in the signature")]
@@ -185,44 +223,42 @@ pub enum FeaturesError {
     /// Two features would have one name.
     #[error("two features are called `{0}`")]
     Twice(String),
-}
-
-/// Rows being read. Call [`begin`](Self::begin), [`set`](Self::set) for each field, [`end`](Self::end), per row; then
-/// [`finish`](Self::finish).
-#[derive(Debug)]
-pub struct Rows<'f> {
-    features: &'f Features,
-}
-
-impl Rows<'_> {
-    /// Opens the next row.
-    pub fn begin(&mut self) {
-        todo!()
-    }
-
-    /// Takes one field of the open row. Mistakes are kept for [`finish`](Self::finish).
-    pub fn set(&mut self, field: &str, value: Raw<'_>) {
-        todo!()
-    }
-
-    /// Closes the open row: fills gaps, notes what is missing.
-    pub fn end(&mut self) {
-        todo!()
-    }
-
-    /// How many rows were opened.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        todo!()
-    }
-
-    /// The rows, if every one of them fits.
-    ///
-    /// # Errors
-    /// With the first ten mistakes and the count of all.
-    pub fn finish(self) -> Result<Inputs, InvalidInput> {
-        todo!()
-    }
+    /// Two of the callers' names stand for one column.
+    #[error("`rename` gives `{0}` a second name")]
+    RenamedTwice(String),
+    /// A column of a one-hot group cannot hold 0 or 1.
+    #[error("`one_hot` takes in column `{0}`, which holds text and not 0 or 1")]
+    NotOneHot(String),
+    /// A tensor of matrices.
+    #[error("tensor `{tensor}` has {dimensions} dimensions; rows of one value or of several can be served")]
+    Dimensions {
+        /// The tensor.
+        tensor: String,
+        /// How many, the rows included.
+        dimensions: usize,
+    },
+    /// A tensor whose rows may be of any length.
+    #[error("tensor `{0}` does not say how many values a row has: name them in `columns`")]
+    NoWidth(String),
+    /// Not as many names as elements.
+    #[error("`columns` has {given} names for the {wanted} values of tensor `{tensor}`")]
+    WrongColumns {
+        /// The tensor.
+        tensor: String,
+        /// Names in the settings.
+        given: usize,
+        /// Elements in a row.
+        wanted: usize,
+    },
+    /// Names for the elements of a tensor, and not exactly one tensor.
+    #[error("`columns` names the values of a single tensor, and the signature is not a single tensor")]
+    NotOneTensor,
+    /// Nothing goes into the model.
+    #[error("the signature has no inputs")]
+    Empty,
+    /// More than [`FEATURES_MAX`].
+    #[error("the signature has {0} values in a row; at most {FEATURES_MAX} can be served")]
+    TooMany(usize),
 }
 
 /// Rows that fit a model's features. Cheap to clone.
@@ -231,16 +267,19 @@ pub struct Inputs(Arc<Table>);
 
 #[derive(Debug)]
 struct Table {
+    /// Never 0: [`FeaturesError::Empty`].
     width: usize,
     /// Row after row, each `width` cells in the order of [`Features::list`].
     cells: Box<[Cell]>,
+    /// Row and feature of every category that no column stands for, in that order.
+    unseen: Box<[(usize, usize)]>,
 }
 
 impl Inputs {
     /// How many rows.
     #[must_use]
     pub fn rows(&self) -> usize {
-        self.0.cells.len().checked_div(self.0.width).unwrap_or(0)
+        self.0.cells.len() / self.0.width
     }
 
     /// One row, in the order of [`Features::list`].
@@ -248,4 +287,14 @@ impl Inputs {
     pub fn row(&self, row: usize) -> &[Cell] {
         &self.0.cells[row * self.0.width..][..self.0.width]
     }
+
+    /// Row and feature (by position in [`Features::list`]) of every cell whose category no one-hot column stands for.
+    /// Defaults are not among them: nobody sent those.
+    #[must_use]
+    pub fn unseen(&self) -> &[(usize, usize)] {
+        &self.0.unseen
+    }
 }
+
+#[cfg(test)]
+mod tests;
