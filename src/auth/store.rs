@@ -1,0 +1,232 @@
+//! The embedded database that keys and use live in: one SQLite file.
+//!
+//! What is damaged, foreign or newer than this program is refused. It is never taken for empty: an empty key store
+//! turns every caller away, and an empty usage store gives every quota out again.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, ErrorCode, OpenFlags, Row, Transaction, TransactionBehavior, params};
+
+use super::pepper::Digest;
+use super::{KeyRecord, StoreError, private};
+
+/// `mgat`: tells our files from other SQLite files.
+const APPLICATION_ID: i32 = 0x6d67_6174;
+const SCHEMA_VERSION: i32 = 1;
+
+/// How long one process waits for another's write.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// `keyring` has one row: `generation` counts changes to `keys`, `pepper` tells whether the pepper is still the same.
+/// `usage.given` is what was given out of a key's quota in a window, used or leased.
+const SCHEMA: &str = "
+    PRAGMA journal_mode = WAL;
+    BEGIN;
+    CREATE TABLE keys (
+        serial INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        name TEXT NOT NULL,
+        plan TEXT NOT NULL,
+        hash BLOB NOT NULL CHECK (length(hash) = 32),
+        created INTEGER NOT NULL,
+        expires INTEGER,
+        revoked INTEGER
+    ) STRICT;
+    CREATE TABLE keyring (generation INTEGER NOT NULL, pepper BLOB) STRICT;
+    INSERT INTO keyring VALUES (0, NULL);
+    CREATE TABLE usage (
+        key_id TEXT NOT NULL,
+        period TEXT NOT NULL,
+        window INTEGER NOT NULL,
+        given INTEGER NOT NULL CHECK (given >= 0),
+        PRIMARY KEY (key_id, period)
+    ) STRICT, WITHOUT ROWID;
+    PRAGMA application_id = 0x6d676174;
+    PRAGMA user_version = 1;
+    COMMIT;";
+
+/// One row of `keys`.
+#[derive(Debug)]
+pub(super) struct StoredKey {
+    pub(super) record: KeyRecord,
+    pub(super) hash: Digest,
+}
+
+/// Opens the store at `path`; makes it when there is none.
+///
+/// # Errors
+/// When it cannot be used: see [`StoreError`].
+pub(crate) fn open(path: &Path) -> Result<Connection, StoreError> {
+    if !path.try_exists().map_err(|source| StoreError::Io { path: path.to_owned(), source })? {
+        create(path)?;
+    }
+    private::refuse_exposed(path)?;
+    connect(path).and_then(|db| check(&db).map(|()| db)).map_err(|fault| fault.at(path))
+}
+
+/// Makes an empty store, complete before it has its name: a file that is there is never half made.
+fn create(path: &Path) -> Result<(), StoreError> {
+    let log = sibling(path, "-wal");
+    // Looked at in this order: another process may have made the store a moment ago.
+    if log.exists() && !path.exists() {
+        let reason = format!("the file is gone while its log `{}` is there", log.display());
+        return Err(StoreError::Damaged { path: path.to_owned(), reason });
+    }
+    let failed = |source| StoreError::Io { path: path.to_owned(), source };
+    let draft = private::draft(path).map_err(failed)?;
+    let db = connect(draft.path()).map_err(|fault| fault.at(path))?;
+    db.execute_batch(SCHEMA)?;
+    db.close().map_err(|(_, error)| error)?;
+    private::publish(draft, path).map_err(failed)
+}
+
+fn connect(path: &Path) -> Result<Connection, Fault> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(path, flags)?;
+    db.busy_timeout(BUSY_TIMEOUT)?;
+    // A quota that forgets a charge when the power goes would give it out twice.
+    db.pragma_update(None, "synchronous", "FULL")?;
+    Ok(db)
+}
+
+fn check(db: &Connection) -> Result<(), Fault> {
+    let pragma = |name| db.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+    if pragma("application_id")? != APPLICATION_ID {
+        return Err(Fault::Damaged("it is not a modelgate store".to_owned()));
+    }
+    let found = pragma("user_version")?;
+    if found > SCHEMA_VERSION {
+        return Err(Fault::Newer(found));
+    }
+    let verdict: String = db.pragma_query_value(None, "quick_check", |row| row.get(0))?;
+    if verdict != "ok" {
+        return Err(Fault::Damaged(verdict));
+    }
+    Ok(())
+}
+
+/// What is wrong with a file, before it is said which.
+enum Fault {
+    Damaged(String),
+    Newer(i32),
+    Sqlite(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Fault {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => Self::Damaged(error.to_string()),
+            _ => Self::Sqlite(error),
+        }
+    }
+}
+
+impl Fault {
+    fn at(self, path: &Path) -> StoreError {
+        let path = path.to_owned();
+        match self {
+            Self::Damaged(reason) => StoreError::Damaged { path, reason },
+            Self::Newer(found) => StoreError::Newer { path, found, known: SCHEMA_VERSION },
+            Self::Sqlite(error) => StoreError::Sqlite(error),
+        }
+    }
+}
+
+/// A transaction that has the right to write from its first statement on, so that it cannot fail half-way for want of it.
+pub(crate) fn write(db: &mut Connection) -> rusqlite::Result<Transaction<'_>> {
+    db.transaction_with_behavior(TransactionBehavior::Immediate)
+}
+
+/// A number that changes when another connection has changed the file. Costs no disk access.
+pub(super) fn data_version(db: &Connection) -> rusqlite::Result<i64> {
+    db.pragma_query_value(None, "data_version", |row| row.get(0))
+}
+
+/// How often the keys were changed since the store was made.
+pub(super) fn generation(db: &Connection) -> rusqlite::Result<i64> {
+    db.query_one("SELECT generation FROM keyring", [], |row| row.get(0))
+}
+
+/// The fingerprint of the pepper that the keys were made with.
+pub(super) fn pepper(db: &Connection) -> rusqlite::Result<Option<Digest>> {
+    db.query_one("SELECT pepper FROM keyring", [], |row| row.get(0))
+}
+
+pub(super) fn set_pepper(tx: &Transaction<'_>, fingerprint: &Digest) -> rusqlite::Result<()> {
+    tx.execute("UPDATE keyring SET pepper = ?", params![fingerprint])?;
+    Ok(())
+}
+
+/// Whether there is any key, revoked ones included.
+pub(super) fn has_keys(db: &Connection) -> rusqlite::Result<bool> {
+    db.query_one("SELECT EXISTS (SELECT 1 FROM keys)", [], |row| row.get(0))
+}
+
+const COLUMNS: &str = "id, name, plan, created, expires, revoked, hash";
+
+/// Every key, oldest first.
+pub(super) fn keys(db: &Connection) -> rusqlite::Result<Vec<StoredKey>> {
+    let mut statement = db.prepare(&format!("SELECT {COLUMNS} FROM keys ORDER BY serial"))?;
+    let rows = statement.query_map([], read_key)?;
+    rows.collect()
+}
+
+/// The key with this id.
+pub(super) fn key(db: &Connection, id: &str) -> rusqlite::Result<Option<StoredKey>> {
+    let mut statement = db.prepare(&format!("SELECT {COLUMNS} FROM keys WHERE id = ?"))?;
+    let mut rows = statement.query_map([id], read_key)?;
+    rows.next().transpose()
+}
+
+pub(super) fn insert(tx: &Transaction<'_>, record: &KeyRecord, hash: &Digest) -> rusqlite::Result<()> {
+    tx.execute(
+        "INSERT INTO keys (id, name, plan, hash, created, expires) VALUES (?, ?, ?, ?, ?, ?)",
+        params![
+            &*record.id,
+            record.name,
+            record.plan,
+            hash,
+            record.created.as_millisecond(),
+            record.expires.map(Timestamp::as_millisecond)
+        ],
+    )?;
+    next_generation(tx)
+}
+
+/// Ends a key, unless it has ended already.
+pub(super) fn revoke(tx: &Transaction<'_>, id: &str, now: Timestamp) -> rusqlite::Result<()> {
+    let changed =
+        tx.execute("UPDATE keys SET revoked = ? WHERE id = ? AND revoked IS NULL", params![now.as_millisecond(), id])?;
+    if changed > 0 { next_generation(tx) } else { Ok(()) }
+}
+
+fn next_generation(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+    tx.execute("UPDATE keyring SET generation = generation + 1", [])?;
+    Ok(())
+}
+
+fn read_key(row: &Row<'_>) -> rusqlite::Result<StoredKey> {
+    let id: String = row.get(0)?;
+    let record = KeyRecord {
+        id: id.into(),
+        name: row.get(1)?,
+        plan: row.get(2)?,
+        created: timestamp(3, row.get(3)?)?,
+        expires: row.get::<_, Option<i64>>(4)?.map(|at| timestamp(4, at)).transpose()?,
+        revoked: row.get::<_, Option<i64>>(5)?.map(|at| timestamp(5, at)).transpose()?,
+    };
+    Ok(StoredKey { record, hash: row.get(6)? })
+}
+
+fn timestamp(column: usize, millis: i64) -> rusqlite::Result<Timestamp> {
+    Timestamp::from_millisecond(millis).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, millis))
+}
+
+/// The file that SQLite keeps beside `path` under this ending.
+fn sibling(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
