@@ -1,17 +1,31 @@
 //! Throttle and quota per key: charged before the work is done, given back when it was not.
 //!
-//! The throttle is a GCRA per key in memory. The quota counts rows (or requests) in a calendar period of UTC; the store
-//! holds, ahead of time, a ceiling no admitted request can pass, so that a crash never lets a caller have more than the
-//! limit.
+//! The throttle is a bucket per key in memory. The quota counts rows (or requests) in a calendar period of UTC. The
+//! store gives it out in leases, and writes each down before a request is admitted on it: after a crash a caller has at
+//! most one lease less than the limit, never more. A clean stop gives the leases back, so nothing is lost then.
 
-use std::collections::BTreeMap;
+mod calendar;
+mod counter;
+mod store;
+mod throttle;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::num::NonZeroU64;
+use std::ops::Deref;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use jiff::Timestamp;
+use parking_lot::RwLock;
+use tokio::time::Instant;
 
-use crate::auth::{Caller, PlanName};
+use crate::auth::{self, Caller, KeyId, PlanName};
+use counter::{Attempt, Balance, Counter, Hold};
+use store::{Down, Store};
+use throttle::Bucket;
 
 /// Plans, and where use is kept.
 #[derive(Clone, Debug)]
@@ -23,7 +37,7 @@ pub struct Config {
 }
 
 /// What callers on a plan may use.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
     /// How fast; `None` is as fast as the gateway can.
     pub throttle: Option<Throttle>,
@@ -33,7 +47,7 @@ pub struct Plan {
     pub unit: Unit,
 }
 
-/// A rate with a burst, in requests.
+/// A rate with a burst. Both count requests, whatever their rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Throttle {
     /// Requests a second, above zero.
@@ -72,7 +86,7 @@ pub enum Unit {
 }
 
 /// Where a caller stands with one limit; what `RateLimit` headers and `GET /usage` are made of.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// `rate`, or the period's name (`day`, `week`, `month`).
     pub name: &'static str,
@@ -105,12 +119,12 @@ pub enum Refusal {
         /// When it may try again.
         retry_after: Duration,
     },
-    /// More rows in one request than the limit could ever admit.
-    #[error("the request has more rows than are left of the plan's quota")]
+    /// More rows in one request than the plan's whole quota.
+    #[error("the request has more rows than the plan's whole quota")]
     TooLarge {
-        /// Where the caller stands.
+        /// Where the caller stands, as far as it is known without the store.
         standing: Vec<Standing>,
-        /// Until the period ends.
+        /// Until the period ends; the same request is refused then too.
         retry_after: Duration,
     },
     /// The key's plan is not configured.
@@ -126,7 +140,7 @@ pub enum Refusal {
 pub struct Usage {
     /// What is counted.
     pub unit: Unit,
-    /// Used in this period.
+    /// Used in this period; nothing is counted for a plan without a quota.
     pub used: u64,
     /// The period's amount, if there is one.
     pub quota: Option<Limit>,
@@ -140,36 +154,89 @@ pub struct Usage {
 
 /// What went wrong with the store.
 #[derive(Debug, thiserror::Error)]
-#[error("the usage store cannot be used")]
-pub struct StoreError(#[from] rusqlite::Error);
-
-/// Every caller's use.
-#[derive(Debug)]
-pub struct Quota {}
+pub enum StoreError {
+    /// The file cannot be used.
+    #[error(transparent)]
+    Open(#[from] auth::StoreError),
+    /// SQLite said no.
+    #[error("the usage store cannot be written")]
+    Sqlite(#[from] rusqlite::Error),
+    /// The system has no thread to give.
+    #[error("the thread of the usage store cannot be started")]
+    Thread(#[source] io::Error),
+    /// The store's thread has died.
+    #[error("the thread of the usage store is gone; restart the gateway")]
+    Stopped,
+}
 
 /// What one settlement did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settled {
-    /// Counters written.
+    /// Counters that were made exact in the store.
     pub counters: usize,
 }
 
+/// Every caller's use.
+#[derive(Debug)]
+pub struct Quota {
+    plans: BTreeMap<PlanName, Plan>,
+    store: Store,
+    /// Keys in use. Bounded by the keys there are; those out of use are forgotten at a settlement.
+    accounts: RwLock<HashMap<KeyId, Arc<Account>, RandomState>>,
+    /// What the buckets' time counts from.
+    opened: Instant,
+}
+
+/// One key's use.
+#[derive(Debug)]
+struct Account {
+    plan: Plan,
+    bucket: Option<Bucket>,
+    counter: Option<Arc<Counter>>,
+}
+
 impl Quota {
-    /// Opens the store.
+    /// Opens the store and starts its thread.
     ///
     /// # Errors
-    /// When it cannot be used.
+    /// When the store cannot be used.
     pub fn open(config: Config) -> Result<Self, StoreError> {
-        todo!()
+        let store = Store::start(auth::store::open(&config.store)?)?;
+        Ok(Self { plans: config.plans, store, accounts: RwLock::default(), opened: Instant::now() })
     }
 
     /// Takes `rows` from what `caller` may use. Given back when the charge is dropped without
     /// [`commit`](Charge::commit).
     ///
+    /// The throttle is asked first, and keeps its token whatever the quota says. Who is throttled is not charged.
+    /// Touches the store only when a lease is used up; a plan without a quota never does.
+    ///
     /// # Errors
     /// When it is too fast, too much, or cannot be recorded.
     pub async fn reserve(&self, caller: &Caller, rows: u64, now: Timestamp) -> Result<Charge, Refusal> {
-        todo!()
+        let account = self.account(caller)?;
+        let rate = account.take_token(self.elapsed(), now)?;
+        let Some(counter) = &account.counter else { return Ok(Charge { hold: None, standing: [rate, None].into() }) };
+        let units = account.plan.unit.of(rows);
+        if units > counter.amount() {
+            return Err(too_large(counter, rate, now));
+        }
+        let (hold, balance) = match counter.charge(units, now) {
+            Attempt::Held { hold, balance, low } => {
+                if low {
+                    self.store.top_up(counter, now);
+                }
+                (Some(hold), balance)
+            }
+            Attempt::Exhausted(balance) => (None, balance),
+            Attempt::Short => self.store.charge(Arc::clone(counter), units, now).await?,
+        };
+        let quota = counter.standing(balance, now);
+        if hold.is_none() {
+            let standing = Standings::from([Some(quota), rate]).to_vec();
+            return Err(Refusal::Exhausted { standing, retry_after: quota.resets_in });
+        }
+        Ok(Charge { hold, standing: [rate, Some(quota)].into() })
     }
 
     /// Where `caller` stands, charging nothing.
@@ -177,32 +244,180 @@ impl Quota {
     /// # Errors
     /// When its plan is not configured, or its use cannot be read.
     pub async fn usage(&self, caller: &Caller, now: Timestamp) -> Result<Usage, Refusal> {
-        todo!()
+        let account = self.account(caller)?;
+        let rate = account.bucket.as_ref().map(|bucket| bucket.standing(self.elapsed()));
+        let balance = match &account.counter {
+            Some(counter) => Some(self.balance(counter, now).await?),
+            None => None,
+        };
+        let quota = account.counter.as_ref().zip(balance);
+        Ok(Usage {
+            unit: account.plan.unit,
+            used: balance.map_or(0, |balance| balance.used),
+            quota: account.plan.quota,
+            resets_at: quota.map(|(counter, balance)| counter.limit.period.end(balance.window)),
+            throttle: account.plan.throttle,
+            standing: Standings::from([rate, quota.map(|(counter, balance)| counter.standing(balance, now))]).to_vec(),
+        })
     }
 
-    /// Writes what was used since last time.
+    /// Gives back the leases of keys that were not used for a minute, so that the store says exactly what they used, and
+    /// forgets periods that ended.
     ///
     /// # Errors
     /// When the store cannot be written; nothing is forgotten then.
     pub async fn settle_once(&self, now: Timestamp) -> Result<Settled, StoreError> {
-        todo!()
+        let settled = self.settle(now, |counter| counter.is_idle(now)).await?;
+        let elapsed = self.elapsed();
+        self.accounts.write().retain(|_, account| Arc::strong_count(account) > 1 || !account.is_idle(elapsed, now));
+        Ok(settled)
+    }
+
+    /// Gives back every lease: the last settlement before a stop. After it the store is exact.
+    ///
+    /// # Errors
+    /// When the store cannot be written; nothing is forgotten then.
+    pub async fn settle_all(&self, now: Timestamp) -> Result<Settled, StoreError> {
+        self.settle(now, |_| true).await
+    }
+
+    async fn settle(&self, now: Timestamp, which: impl Fn(&Counter) -> bool) -> Result<Settled, StoreError> {
+        // Also those without a lease: one may be on its way, and the thread answers in order.
+        let counters = {
+            let accounts = self.accounts.read();
+            accounts.values().filter_map(|account| account.counter.clone()).filter(|counter| which(counter)).collect()
+        };
+        self.store.settle(counters, now).await
+    }
+
+    async fn balance(&self, counter: &Arc<Counter>, now: Timestamp) -> Result<Balance, Down> {
+        match counter.balance(now) {
+            Some(balance) => Ok(balance),
+            None => self.store.look(Arc::clone(counter), now).await,
+        }
+    }
+
+    fn account(&self, caller: &Caller) -> Result<Arc<Account>, Refusal> {
+        if let Some(account) = self.accounts.read().get(&caller.key_id) {
+            return Ok(Arc::clone(account));
+        }
+        let plan = *self.plans.get(&caller.plan).ok_or(Refusal::NoPlan)?;
+        let mut accounts = self.accounts.write();
+        let account = accounts.entry(Arc::clone(&caller.key_id));
+        Ok(Arc::clone(account.or_insert_with_key(|key_id| Arc::new(Account::new(key_id, plan)))))
+    }
+
+    /// Nanoseconds on a clock that no one can set.
+    fn elapsed(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Account {
+    fn new(key_id: &KeyId, plan: Plan) -> Self {
+        Self {
+            plan,
+            bucket: plan.throttle.map(Bucket::new),
+            counter: plan.quota.map(|limit| Arc::new(Counter::new(Arc::clone(key_id), limit))),
+        }
+    }
+
+    fn take_token(&self, elapsed: u64, now: Timestamp) -> Result<Option<Standing>, Refusal> {
+        let Some(bucket) = &self.bucket else { return Ok(None) };
+        bucket.take(elapsed).map(Some).map_err(|rate| {
+            let standing = Standings::from([Some(rate), self.quota_standing(now)]).to_vec();
+            Refusal::Throttled { standing, retry_after: rate.resets_in }
+        })
+    }
+
+    /// Where the quota stands, as far as memory knows.
+    fn quota_standing(&self, now: Timestamp) -> Option<Standing> {
+        let counter = self.counter.as_ref()?;
+        Some(counter.standing(counter.balance(now)?, now))
+    }
+
+    /// Whether forgetting it and reading the store again would make no difference.
+    fn is_idle(&self, elapsed: u64, now: Timestamp) -> bool {
+        let bucket_is_full = self.bucket.as_ref().is_none_or(|bucket| bucket.is_full(elapsed));
+        // A charge under way, or a question to the store, holds the counter too.
+        let is_settled =
+            |counter: &Arc<Counter>| Arc::strong_count(counter) == 1 && !counter.has_lease() && counter.is_idle(now);
+        bucket_is_full && self.counter.as_ref().is_none_or(is_settled)
+    }
+}
+
+impl Unit {
+    fn of(self, rows: u64) -> u64 {
+        match self {
+            Self::Rows => rows,
+            Self::Requests => 1,
+        }
+    }
+}
+
+impl From<Down> for Refusal {
+    fn from(Down: Down) -> Self {
+        Self::StoreDown
+    }
+}
+
+fn too_large(counter: &Counter, rate: Option<Standing>, now: Timestamp) -> Refusal {
+    let period = counter.limit.period;
+    let quota = counter.balance(now).map(|balance| counter.standing(balance, now));
+    Refusal::TooLarge {
+        standing: Standings::from([quota, rate]).to_vec(),
+        retry_after: calendar::until(now, period.end(period.window(now))),
     }
 }
 
 /// A reservation. Dropped without [`commit`](Self::commit), it is given back.
 #[derive(Debug)]
 #[must_use = "a charge that is dropped is given back"]
-pub struct Charge {}
+pub struct Charge {
+    hold: Option<Hold>,
+    standing: Standings,
+}
 
 impl Charge {
     /// Where the caller stands after this charge.
     #[must_use]
     pub fn standing(&self) -> &[Standing] {
-        todo!()
+        &self.standing
     }
 
     /// Keeps the charge.
     pub fn commit(self) {
-        todo!()
+        if let Some(hold) = self.hold {
+            hold.keep();
+        }
+    }
+}
+
+/// At most one standing per kind of limit, without an allocation.
+#[derive(Clone, Copy, Debug)]
+struct Standings {
+    all: [Standing; 2],
+    count: usize,
+}
+
+impl From<[Option<Standing>; 2]> for Standings {
+    fn from(standings: [Option<Standing>; 2]) -> Self {
+        const NONE: Standing =
+            Standing { name: "", limit: 0, window: Duration::ZERO, remaining: 0, resets_in: Duration::ZERO };
+        let mut all = [NONE; 2];
+        let mut count = 0;
+        for standing in standings.into_iter().flatten() {
+            all[count] = standing;
+            count += 1;
+        }
+        Self { all, count }
+    }
+}
+
+impl Deref for Standings {
+    type Target = [Standing];
+
+    fn deref(&self) -> &[Standing] {
+        &self.all[..self.count]
     }
 }

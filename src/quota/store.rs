@@ -1,0 +1,327 @@
+//! The thread that owns the usage store, and the SQL it runs.
+//!
+//! It takes all that is waiting, up to [`BATCH`], through one transaction: at midnight every key needs a new window,
+//! and one write to the disk serves them all.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use tokio::sync::{mpsc, oneshot};
+
+use super::calendar::Window;
+use super::counter::{Balance, Counter, Grant, Hold, next_window};
+use super::{Period, Settled, StoreError};
+use crate::auth::{self, KeyId};
+use crate::task;
+
+/// Questions that may wait. A full queue refuses the request that asks, so that a slow disk cannot gather requests.
+const QUEUE: usize = 1024;
+
+/// Questions answered with one transaction.
+const BATCH: usize = 256;
+
+/// SQLite needs far less.
+const STACK_BYTES: usize = 512 * 1024;
+
+/// The way to the thread. The thread ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Store {
+    inbox: mpsc::Sender<Message>,
+}
+
+/// The store could not answer.
+#[derive(Debug)]
+pub(super) struct Down;
+
+/// A charge that the store was asked about: taken, or why not.
+pub(super) type Charged = Result<(Option<Hold>, Balance), Down>;
+
+#[derive(Debug)]
+enum Message {
+    Ask(Ask),
+    Settle(Settle),
+}
+
+/// A question about one key, by a request whose clock says `seen`.
+#[derive(Debug)]
+struct Ask {
+    counter: Arc<Counter>,
+    seen: Window,
+    want: Want,
+}
+
+#[derive(Debug)]
+enum Want {
+    /// These units, and a lease for those who come after.
+    Charge { units: u64, now: Timestamp, reply: oneshot::Sender<Charged> },
+    /// A lease, before the present one is used up.
+    TopUp,
+    /// Only to know.
+    Look { reply: oneshot::Sender<Result<Balance, Down>> },
+}
+
+#[derive(Debug)]
+struct Settle {
+    counters: Vec<Arc<Counter>>,
+    now: Timestamp,
+    reply: oneshot::Sender<Result<Settled, StoreError>>,
+}
+
+impl Store {
+    /// Starts the thread.
+    pub(super) fn start(db: Connection) -> Result<Self, StoreError> {
+        let (inbox, messages) = mpsc::channel(QUEUE);
+        let mut keeper = Keeper { db, swept: None, down: false };
+        task::thread("usage-store", STACK_BYTES, move || keeper.run(messages)).map_err(StoreError::Thread)?;
+        Ok(Self { inbox })
+    }
+
+    /// Takes `units` for `counter`, with what the store has left. `None` for the hold: there is not enough.
+    pub(super) async fn charge(&self, counter: Arc<Counter>, units: u64, now: Timestamp) -> Charged {
+        let (reply, answer) = oneshot::channel();
+        self.ask(counter, now, Want::Charge { units, now, reply })?;
+        answer.await.unwrap_or(Err(Down))
+    }
+
+    /// Where `counter` stands.
+    pub(super) async fn look(&self, counter: Arc<Counter>, now: Timestamp) -> Result<Balance, Down> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(counter, now, Want::Look { reply })?;
+        answer.await.unwrap_or(Err(Down))
+    }
+
+    /// Asks for a lease without waiting for it.
+    pub(super) fn top_up(&self, counter: &Arc<Counter>, now: Timestamp) {
+        if self.ask(Arc::clone(counter), now, Want::TopUp).is_err() {
+            counter.topped_up_in_vain();
+        }
+    }
+
+    fn ask(&self, counter: Arc<Counter>, now: Timestamp, want: Want) -> Result<(), Down> {
+        let seen = counter.limit.period.window(now);
+        self.inbox.try_send(Message::Ask(Ask { counter, seen, want })).map_err(|_| Down)
+    }
+
+    /// Gives back what is left of the leases of `counters`, and forgets windows that ended. Waits for its turn.
+    pub(super) async fn settle(&self, counters: Vec<Arc<Counter>>, now: Timestamp) -> Result<Settled, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let message = Message::Settle(Settle { counters, now, reply });
+        self.inbox.send(message).await.map_err(|_| StoreError::Stopped)?;
+        answer.await.unwrap_or(Err(StoreError::Stopped))
+    }
+}
+
+/// What the thread holds.
+struct Keeper {
+    db: Connection,
+    /// The day on which ended windows were last forgotten.
+    swept: Option<Window>,
+    /// Whether the last transaction failed; tells the first failure from those that follow.
+    down: bool,
+}
+
+/// The part of a batch that is about one key.
+struct Visit {
+    counter: Arc<Counter>,
+    seen: Window,
+    wants: Vec<Want>,
+}
+
+impl Keeper {
+    fn run(&mut self, mut messages: mpsc::Receiver<Message>) {
+        while let Some(first) = messages.blocking_recv() {
+            let mut visits = BTreeMap::new();
+            let mut settlements = Vec::new();
+            let waiting = std::iter::from_fn(|| messages.try_recv().ok());
+            for message in std::iter::once(first).chain(waiting).take(BATCH) {
+                match message {
+                    Message::Ask(ask) => add(&mut visits, ask),
+                    Message::Settle(settle) => settlements.push(settle),
+                }
+            }
+            self.answer(visits.into_values().collect());
+            for Settle { counters, now, reply } in settlements {
+                // Who asked may have gone; the leases are settled all the same.
+                let _ = reply.send(self.settle(&counters, now));
+            }
+        }
+    }
+
+    fn answer(&mut self, visits: Vec<Visit>) {
+        if visits.is_empty() {
+            return;
+        }
+        let granted = self.grant(&visits);
+        self.log_change(granted.as_ref().err());
+        match granted {
+            Ok(grants) => visits.into_iter().zip(grants).for_each(|(visit, grant)| visit.serve(grant)),
+            Err(_) => visits.into_iter().for_each(Visit::refuse),
+        }
+    }
+
+    /// Grants are booked only when the transaction is on the disk.
+    fn grant(&mut self, visits: &[Visit]) -> rusqlite::Result<Vec<Grant>> {
+        let tx = auth::store::write(&mut self.db)?;
+        let grants = visits.iter().map(|visit| visit.grant(&tx)).collect::<rusqlite::Result<_>>()?;
+        tx.commit()?;
+        Ok(grants)
+    }
+
+    fn settle(&mut self, counters: &[Arc<Counter>], now: Timestamp) -> Result<Settled, StoreError> {
+        let leases: Vec<_> = counters
+            .iter()
+            .filter_map(|counter| counter.return_lease().map(|(window, lease)| (counter, window, lease)))
+            .collect();
+        let settled = self.give_back(&leases, now);
+        if settled.is_err() {
+            for (counter, _, lease) in &leases {
+                counter.keep_lease(*lease);
+            }
+        }
+        settled?;
+        Ok(Settled { counters: leases.len() })
+    }
+
+    fn give_back(&mut self, leases: &[(&Arc<Counter>, Window, u64)], now: Timestamp) -> rusqlite::Result<()> {
+        let today = Period::Day.window(now);
+        let sweep = self.swept != Some(today);
+        if leases.is_empty() && !sweep {
+            return Ok(());
+        }
+        let tx = auth::store::write(&mut self.db)?;
+        for (counter, window, lease) in leases {
+            tx.execute(
+                "UPDATE usage SET given = max(0, given - ?) WHERE key_id = ? AND period = ? AND window = ?",
+                params![integer(*lease)?, &*counter.key_id, counter.limit.period.name(), window],
+            )?;
+        }
+        if sweep {
+            forget_ended(&tx, now)?;
+        }
+        tx.commit()?;
+        self.swept = Some(today);
+        Ok(())
+    }
+
+    /// Logs when the store goes down and when it is back, not every request in between.
+    fn log_change(&mut self, failure: Option<&rusqlite::Error>) {
+        match (failure, self.down) {
+            (Some(error), false) => tracing::error!(
+                error = error as &dyn std::error::Error,
+                "the usage store cannot be written; keys are served until their leases are used up"
+            ),
+            (None, true) => tracing::info!("the usage store can be written again"),
+            _ => (),
+        }
+        self.down = failure.is_some();
+    }
+}
+
+fn add(visits: &mut BTreeMap<KeyId, Visit>, Ask { counter, seen, want }: Ask) {
+    let key = Arc::clone(&counter.key_id);
+    let visit = visits.entry(key).or_insert_with(|| Visit { counter, seen, wants: Vec::new() });
+    // Around midnight requests disagree; those of one batch are counted together, in the later window.
+    visit.seen = visit.seen.max(seen);
+    visit.wants.push(want);
+}
+
+impl Visit {
+    /// Gives out what the wants need, as far as the window has it, and writes that down.
+    fn grant(&self, tx: &Transaction<'_>) -> rusqlite::Result<Grant> {
+        let known = self.counter.known();
+        let written = self.read(tx)?;
+        // A row that was swept on a wrong date is still known here.
+        let last = written.or(known.map(|(window, given, _)| (window, given)));
+        let (window, given) = match last {
+            None => (self.seen, 0),
+            Some((window, given)) => match next_window(window, self.seen) {
+                next if next > window => (next, 0),
+                next => (next, given),
+            },
+        };
+        let left = known.filter(|(known, ..)| *known >= window).map_or(0, |(.., left)| left);
+        let granted = self.wanted(left).min(self.counter.amount().saturating_sub(given));
+        let grant = Grant { window, given: given + granted, granted };
+        if granted > 0 {
+            self.write(tx, grant)?;
+        }
+        Ok(grant)
+    }
+
+    /// Enough for all charges, whatever else is taken meanwhile, and so that a full lease is left at most.
+    fn wanted(&self, left: u64) -> u64 {
+        if self.wants.iter().all(|want| matches!(want, Want::Look { .. })) {
+            return 0;
+        }
+        let charges = self.charges().fold(0, |sum: u64, (units, _)| sum.saturating_add(units));
+        charges.max(self.counter.lease().saturating_sub(left))
+    }
+
+    fn charges(&self) -> impl Iterator<Item = (u64, Timestamp)> {
+        self.wants.iter().filter_map(|want| match want {
+            Want::Charge { units, now, .. } => Some((*units, *now)),
+            Want::TopUp | Want::Look { .. } => None,
+        })
+    }
+
+    fn read(&self, tx: &Transaction<'_>) -> rusqlite::Result<Option<(Window, u64)>> {
+        tx.query_one(
+            "SELECT window, given FROM usage WHERE key_id = ? AND period = ?",
+            params![&*self.counter.key_id, self.counter.limit.period.name()],
+            // The schema allows no negative number; one that is there all the same reads as a used up window.
+            |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned())),
+        )
+        .optional()
+    }
+
+    fn write(&self, tx: &Transaction<'_>, grant: Grant) -> rusqlite::Result<()> {
+        tx.execute(
+            "INSERT INTO usage (key_id, period, window, given) VALUES (?, ?, ?, ?)
+             ON CONFLICT (key_id, period) DO UPDATE SET window = excluded.window, given = excluded.given",
+            params![&*self.counter.key_id, self.counter.limit.period.name(), grant.window, integer(grant.given)?],
+        )?;
+        Ok(())
+    }
+
+    /// Books the grant and answers. A hold whose asker has gone is dropped, and that gives it back.
+    fn serve(self, grant: Grant) {
+        let (balance, holds) = self.counter.receive(grant, self.charges());
+        let mut holds = holds.into_iter();
+        for want in self.wants {
+            match want {
+                Want::Charge { reply, .. } => drop(reply.send(Ok((holds.next().flatten(), balance)))),
+                Want::Look { reply } => drop(reply.send(Ok(balance))),
+                Want::TopUp => (),
+            }
+        }
+    }
+
+    fn refuse(self) {
+        self.counter.topped_up_in_vain();
+        for want in self.wants {
+            match want {
+                Want::Charge { reply, .. } => drop(reply.send(Err(Down))),
+                Want::Look { reply } => drop(reply.send(Err(Down))),
+                Want::TopUp => (),
+            }
+        }
+    }
+}
+
+/// Deletes the rows of windows before the last one. That one stays, for a clock that steps back over midnight.
+fn forget_ended(tx: &Transaction<'_>, now: Timestamp) -> rusqlite::Result<()> {
+    for period in [Period::Day, Period::Week, Period::Month] {
+        tx.execute(
+            "DELETE FROM usage WHERE period = ? AND window < ?",
+            params![period.name(), period.window(now) - 1],
+        )?;
+    }
+    Ok(())
+}
+
+/// SQLite's integers have a sign.
+fn integer(number: u64) -> rusqlite::Result<i64> {
+    i64::try_from(number).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
+}
