@@ -2,18 +2,40 @@
 //!
 //! Observing is a side door of the request path: it does not wait, cannot fail, and what it must refuse (a series over
 //! the cap) it counts. [`cloudwatch`] sends what was gathered once a minute; [`prometheus`] shows the totals.
+//!
+//! Threads write into stripes of their own choosing, so that they rarely meet at a lock. Who wants to know
+//! (a flush, a scrape) empties the stripes into the totals, and into what CloudWatch is still to be told.
 
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::Duration;
 
-use crate::model::{Inputs, Model, Outputs};
+use parking_lot::{Mutex, MutexGuard};
+
+use self::cloudwatch::Flushed;
+use self::histogram::Histogram;
+use self::series::Series;
+use self::totals::Totals;
+use self::vocabulary::Vocabularies;
+use self::window::{Codes, Measured, OK, Window};
+use crate::model::{Features, Identity, Inputs, Model, Outputs};
 
 pub mod cloudwatch;
 pub mod prometheus;
 
+mod datum;
+mod histogram;
+mod queue;
+mod series;
+mod totals;
+mod vocabulary;
+mod window;
+
 /// What is kept, and how much of it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Config {
     /// Distinct series (name and labels) at most; what is above is counted in `modelgate_series_refused_total`.
     pub max_series: NonZeroUsize,
@@ -23,7 +45,48 @@ pub struct Config {
 
 /// The measurements of one process. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Metrics(Arc<()>);
+pub struct Metrics(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    stripes: Box<[Stripe]>,
+    vocabularies: Vocabularies,
+    gathered: Mutex<Gathered>,
+}
+
+/// One place to write. Aligned so that two threads on two stripes do not share a cache line.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Stripe(Mutex<Fresh>);
+
+/// What was written into a stripe since it was last emptied.
+#[derive(Debug, Default)]
+struct Fresh {
+    /// At most [`WINDOWS_MAX`], then the writer empties the stripes itself.
+    windows: Vec<Window>,
+    unmodelled: Codes,
+}
+
+/// Versions measured in one stripe before somebody must look. More are possible only by reloading again and again
+/// without one flush or scrape.
+const WINDOWS_MAX: usize = 64;
+
+/// What the stripes were emptied into.
+#[derive(Debug)]
+struct Gathered {
+    totals: Totals,
+    /// There once a [`cloudwatch::Flusher`] is.
+    delivery: Option<Delivery>,
+}
+
+/// What concerns CloudWatch alone.
+#[derive(Debug, Default)]
+struct Delivery {
+    /// Measured and not yet handed to the flusher. Bounded like the totals.
+    pending: HashMap<Series, Histogram>,
+    /// What all flushes did; `kept` as it was after the last.
+    flushed: Flushed,
+}
 
 /// One family of outside figures to show at `/metrics` beside our own (queue lengths, counters of other modules).
 #[derive(Clone, Debug)]
@@ -42,23 +105,157 @@ impl Metrics {
     /// Nothing measured yet.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        todo!()
+        let max_series = config.max_series.get();
+        // Twice the threads that can run, so that two of them seldom share a stripe.
+        let stripes = 2 * thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        Self(Arc::new(Shared {
+            stripes: (0..stripes).map(|_| Stripe::default()).collect(),
+            vocabularies: Vocabularies::new(config.max_categories.get(), max_series),
+            gathered: Mutex::new(Gathered { totals: Totals::new(max_series), delivery: None }),
+        }))
     }
 
     /// One answered request: every feature of every row, every prediction, and how long it took.
     pub fn observe(&self, model: &Model, inputs: &Inputs, outputs: &Outputs, took: Duration) {
-        todo!()
+        self.observe_parts(model.id(), model.features(), inputs, outputs, took);
+    }
+
+    /// As [`observe`](Self::observe), of a model taken apart.
+    pub fn observe_parts(
+        &self,
+        id: &Arc<Identity>,
+        features: &Features,
+        inputs: &Inputs,
+        outputs: &Outputs,
+        took: Duration,
+    ) {
+        self.write(id, features, |window| {
+            window.request(OK, false, took);
+            window.inputs(inputs);
+            window.outputs(outputs);
+        });
     }
 
     /// One request that got an error; `code` is the error's code as the caller saw it, `model` is given where one was
     /// found (its name as configured, never the caller's text).
+    ///
+    /// A status of 500 and above counts as an error of the model; what the caller did wrong shows in Prometheus by its
+    /// code. A request that found no model shows there under an empty model name and nowhere else.
     pub fn failed(&self, model: Option<&Model>, code: &'static str, status: u16, took: Duration) {
-        todo!()
+        match model {
+            Some(model) => self.failed_parts(model.id(), model.features(), code, status, took),
+            None => self.stripe().lock().unmodelled.add(code),
+        }
+    }
+
+    /// As [`failed`](Self::failed), for a model taken apart.
+    pub fn failed_parts(
+        &self,
+        id: &Arc<Identity>,
+        features: &Features,
+        code: &'static str,
+        status: u16,
+        took: Duration,
+    ) {
+        self.write(id, features, |window| window.request(code, status >= 500, took));
     }
 
     /// The Prometheus page: our own totals, then `outside`.
     #[must_use]
     pub fn render(&self, outside: &[Family]) -> String {
-        todo!()
+        let gathered = self.gather();
+        let totals = gathered.totals.clone();
+        let flushed = gathered.delivery.as_ref().map(|delivery| delivery.flushed.clone());
+        // Writing the page takes longer than copying the figures; nobody need wait for it.
+        drop(gathered);
+        prometheus::page(totals, flushed.as_ref(), outside)
     }
+
+    /// From now on, what is measured is also kept for CloudWatch until it is [taken](Self::take_pending).
+    fn start_delivery(&self) {
+        self.gather().delivery.get_or_insert_default();
+    }
+
+    /// What was measured since last time, for CloudWatch.
+    fn take_pending(&self) -> HashMap<Series, Histogram> {
+        let mut gathered = self.gather();
+        gathered.delivery.as_mut().map(|delivery| std::mem::take(&mut delivery.pending)).unwrap_or_default()
+    }
+
+    /// Notes what a flush did.
+    fn delivered(&self, flushed: &Flushed) {
+        if let Some(delivery) = &mut self.0.gathered.lock().delivery {
+            delivery.flushed.datums += flushed.datums;
+            delivery.flushed.calls += flushed.calls;
+            delivery.flushed.dropped += flushed.dropped;
+            delivery.flushed.kept = flushed.kept;
+        }
+    }
+
+    /// Runs `write` on the window of the version `id`, under the lock of this thread's stripe.
+    fn write(&self, id: &Arc<Identity>, features: &Features, write: impl FnOnce(&mut Window)) {
+        let mut fresh = self.stripe().lock();
+        if let Some(window) = fresh.windows.iter_mut().find(|window| window.is_of(id)) {
+            return write(window);
+        }
+        if fresh.windows.len() >= WINDOWS_MAX {
+            drop(fresh);
+            drop(self.gather());
+            fresh = self.stripe().lock();
+        }
+        let mut window = Window::new(id, features, &self.0.vocabularies);
+        write(&mut window);
+        fresh.windows.push(window);
+    }
+
+    fn stripe(&self) -> &Mutex<Fresh> {
+        let stripes = &self.0.stripes;
+        &stripes[TURN.with(|turn| *turn) % stripes.len()].0
+    }
+
+    /// Empties the stripes.
+    fn gather(&self) -> MutexGuard<'_, Gathered> {
+        let mut gathered = self.0.gathered.lock();
+        gathered.totals.make_room();
+        self.0.vocabularies.make_room();
+        for stripe in &self.0.stripes {
+            let fresh = std::mem::take(&mut *stripe.0.lock());
+            gathered.totals.add_unmodelled(&fresh.unmodelled);
+            for window in fresh.windows {
+                gathered.absorb(window.into_measured());
+            }
+        }
+        gathered
+    }
+}
+
+impl Gathered {
+    fn absorb(&mut self, measured: Measured) {
+        let refused = self.totals.refused();
+        for (series, values) in measured.series {
+            if self.totals.add(&measured.id, &series, &values) {
+                self.keep(series, &values);
+            }
+        }
+        self.totals.add_version(&measured.id, &measured.codes, &measured.durations);
+        let refused = self.totals.refused() - refused;
+        if refused > 0 {
+            self.keep(Series::Refused, &Histogram::of(1.0, refused));
+        }
+    }
+
+    /// Keeps measurements for CloudWatch, where it is to have any.
+    fn keep(&mut self, series: Series, values: &Histogram) {
+        if let Some(delivery) = &mut self.delivery {
+            delivery.pending.entry(series).or_default().merge(values);
+        }
+    }
+}
+
+/// Counts the threads that ever wrote.
+static THREADS: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    /// This thread's number: neighbours in time get neighbouring stripes.
+    static TURN: usize = THREADS.fetch_add(1, Ordering::Relaxed);
 }

@@ -1,0 +1,190 @@
+//! Measurements that CloudWatch has not received yet, cut into batches of one call each.
+//!
+//! A batch keeps the minute it was gathered in until it is received or an hour old; then it is dropped. When the queue
+//! takes more memory than [`MEMORY_MAX_BYTES`], the oldest minute is added to the next one: totals stay whole, and
+//! only their place in time gets coarser. Pure: no call is made here.
+
+use std::collections::{HashMap, VecDeque};
+use std::mem;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::datum::Line;
+use super::histogram::Histogram;
+use super::series::Series;
+
+/// Datums of one call at most (`PutMetricData`).
+const DATUMS_MAX: usize = 1000;
+
+/// Bytes of one call at most. The limit is 1 MB, taken to mean before compression; the rest is the call's own.
+const CALL_MAX_BYTES: usize = 900_000;
+
+/// How much is kept through an outage.
+const MEMORY_MAX_BYTES: usize = 16 << 20;
+
+/// How long something is kept. Older figures help nobody who looks at a dashboard.
+const AGE_MAX: SignedDuration = SignedDuration::from_hours(1);
+
+/// Batches by age, the oldest first. Never holds much more than [`MEMORY_MAX_BYTES`] or one minute's measurements,
+/// whichever is more.
+#[derive(Debug, Default)]
+pub(super) struct Queue(VecDeque<Batch>);
+
+/// What goes into one call.
+#[derive(Debug)]
+pub(super) struct Batch {
+    /// The minute it was gathered in.
+    pub(super) at: Timestamp,
+    pub(super) lines: Vec<Line>,
+}
+
+impl Queue {
+    /// Takes in what was gathered in the minute `at`.
+    pub(super) fn push(&mut self, at: Timestamp, gathered: HashMap<Series, Histogram>) {
+        let lines = gathered.into_iter().map(|(series, values)| Line { series, points: values.points() });
+        self.0.extend(batches(at, lines));
+        while self.memory_bytes() > MEMORY_MAX_BYTES && self.merge_oldest() {}
+    }
+
+    /// The batch at `place`, counted from the oldest.
+    pub(super) fn get(&self, place: usize) -> Option<&Batch> {
+        self.0.get(place)
+    }
+
+    /// Takes the batch at `place` out; says how many datums it had.
+    pub(super) fn remove(&mut self, place: usize) -> usize {
+        self.0.remove(place).map_or(0, |batch| batch.datums())
+    }
+
+    /// Drops what is too old; says how many datums that were.
+    pub(super) fn expire(&mut self, now: Timestamp) -> usize {
+        let before = self.datums();
+        self.0.retain(|batch| now.duration_since(batch.at) <= AGE_MAX);
+        before - self.datums()
+    }
+
+    /// All datums that wait.
+    pub(super) fn datums(&self) -> usize {
+        self.0.iter().map(Batch::datums).sum()
+    }
+
+    fn memory_bytes(&self) -> usize {
+        self.0.iter().flat_map(|batch| &batch.lines).map(Line::memory_bytes).sum()
+    }
+
+    /// Adds the oldest minute to the next one. False when there is no other.
+    fn merge_oldest(&mut self) -> bool {
+        let Some(oldest) = self.0.front().map(|batch| batch.at) else { return false };
+        let Some(next) = self.0.iter().map(|batch| batch.at).find(|at| *at != oldest) else { return false };
+        let (merging, rest) = mem::take(&mut self.0).into_iter().partition(|batch| [oldest, next].contains(&batch.at));
+        self.0 = batches(next, merge(merging)).chain::<VecDeque<Batch>>(rest).collect();
+        true
+    }
+}
+
+impl Batch {
+    /// How many datums it goes into.
+    pub(super) fn datums(&self) -> usize {
+        self.lines.iter().map(Line::datums).sum()
+    }
+}
+
+/// The lines of several batches, each series once.
+fn merge(batches: VecDeque<Batch>) -> impl Iterator<Item = Line> {
+    let mut merged: HashMap<Series, Histogram> = HashMap::new();
+    for line in batches.into_iter().flat_map(|batch| batch.lines) {
+        let values = merged.entry(line.series).or_default();
+        line.points.iter().for_each(|point| values.add(point.value, point.count));
+    }
+    merged.into_iter().map(|(series, values)| Line { series, points: values.points() })
+}
+
+/// Cuts `lines` into batches that fit a call. A line always does: it has two datums at most.
+fn batches(at: Timestamp, lines: impl Iterator<Item = Line>) -> impl Iterator<Item = Batch> {
+    let mut lines = lines.peekable();
+    std::iter::from_fn(move || {
+        let (mut datums, mut bytes) = (0, 0);
+        let mut batch = Vec::new();
+        while let Some(line) = lines.next_if(|line| {
+            datums += line.datums();
+            bytes += line.wire_bytes();
+            datums <= DATUMS_MAX && bytes <= CALL_MAX_BYTES
+        }) {
+            batch.push(line);
+        }
+        (!batch.is_empty()).then_some(Batch { at, lines: batch })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::histogram::float;
+    use crate::metrics::series::FeatureOf;
+
+    fn minute(number: i64) -> Timestamp {
+        Timestamp::from_second(number * 60).unwrap()
+    }
+
+    fn series(number: usize) -> Series {
+        Series::FeatureValue(FeatureOf { model: "m".parse().unwrap(), feature: format!("f{number}").into() })
+    }
+
+    /// `width` series of `values` distinct values each.
+    fn gathered(width: usize, values: u32) -> HashMap<Series, Histogram> {
+        let mut histogram = Histogram::default();
+        (0..values).for_each(|step| histogram.add(1.05f64.powi(step.cast_signed()), 1));
+        (0..width).map(|number| (series(number), histogram.clone())).collect()
+    }
+
+    fn sum(queue: &Queue) -> f64 {
+        let lines = queue.0.iter().flat_map(|batch| &batch.lines);
+        lines.flat_map(|line| &line.points).map(|point| point.value * float(point.count)).sum()
+    }
+
+    fn check_cut(width: usize, values: u32, calls: usize) {
+        let mut queue = Queue::default();
+        queue.push(minute(1), gathered(width, values));
+        assert_eq!(queue.0.len(), calls);
+        for batch in &queue.0 {
+            assert!(batch.datums() <= DATUMS_MAX);
+            assert!(batch.lines.iter().map(Line::wire_bytes).sum::<usize>() <= CALL_MAX_BYTES);
+        }
+        assert_eq!(queue.0.iter().map(|batch| batch.lines.len()).sum::<usize>(), width);
+    }
+
+    #[test]
+    fn minutes_are_cut_by_count_and_by_size() {
+        check_cut(0, 0, 0);
+        check_cut(1000, 1, 1);
+        check_cut(1001, 1, 2);
+        check_cut(1000, 150, 4);
+        check_cut(300, 300, 2);
+    }
+
+    #[test]
+    fn an_outage_of_any_length_takes_bounded_memory_and_loses_nothing_for_an_hour() {
+        let mut queue = Queue::default();
+        let one = gathered(500, 200);
+        let in_one: f64 = one.values().map(|values| values.total().1).sum();
+        for number in 1..=60 {
+            queue.push(minute(number), one.clone());
+            assert_eq!(queue.expire(minute(number)), 0);
+            assert!(queue.memory_bytes() <= MEMORY_MAX_BYTES);
+        }
+        assert!((sum(&queue) / (60.0 * in_one) - 1.0).abs() < 1e-9);
+        let ats: Vec<Timestamp> = queue.0.iter().map(|batch| batch.at).collect();
+        assert!(ats.is_sorted());
+        assert_eq!(ats.last(), Some(&minute(60)));
+    }
+
+    #[test]
+    fn what_is_over_an_hour_old_is_dropped() {
+        let mut queue = Queue::default();
+        queue.push(minute(0), gathered(3, 151));
+        queue.push(minute(1), gathered(1, 1));
+        assert_eq!(queue.expire(minute(60)), 0);
+        assert_eq!(queue.expire(minute(61)), 6);
+        assert_eq!(queue.datums(), 1);
+    }
+}

@@ -1,0 +1,93 @@
+//! What is measured: the names and dimensions of every series.
+
+use std::sync::Arc;
+
+use crate::model::{Identity, ModelName, Version};
+
+/// One series as CloudWatch counts them: a metric's name and its dimensions.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Series {
+    /// Requests that got as far as a model, answered or failed.
+    Requests(Scope),
+    /// Those of them that failed through no fault of the caller (5xx): 0 or 1 a request, so that the average is the rate.
+    Errors(Scope),
+    /// How long a request took, in milliseconds.
+    Latency(Scope),
+    /// The score of each prediction, or the value a regression predicts.
+    Prediction(Scope),
+    /// Predictions by what they say.
+    PredictionClass { model: ModelName, class: Arc<str> },
+    /// The values of a feature; false and true as 0 and 1.
+    FeatureValue(FeatureOf),
+    /// Rows without a value for an optional feature.
+    FeatureMissing(FeatureOf),
+    /// Rows with a category the model has no column for.
+    FeatureUnseen(FeatureOf),
+    /// Rows by the text of a feature.
+    FeatureCategory { of: FeatureOf, category: Arc<str> },
+    /// Measurements whose series found no room.
+    Refused,
+}
+
+/// All versions of a model together, or one of them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Scope {
+    pub(super) model: ModelName,
+    pub(super) version: Option<Version>,
+}
+
+/// A feature of all versions of a model.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct FeatureOf {
+    pub(super) model: ModelName,
+    pub(super) feature: Arc<str>,
+}
+
+impl Scope {
+    /// The version `id` names.
+    pub(super) fn version(id: &Identity) -> Self {
+        Self { model: id.name.clone(), version: Some(id.version) }
+    }
+
+    /// Both scopes something about `id` is measured in: its model and its version.
+    pub(super) fn both(id: &Identity) -> [Self; 2] {
+        [Self { model: id.name.clone(), version: None }, Self::version(id)]
+    }
+}
+
+impl Series {
+    /// The metric's name.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Requests(_) => "Requests",
+            Self::Errors(_) => "Errors",
+            Self::Latency(_) => "Latency",
+            Self::Prediction(_) => "Prediction",
+            Self::PredictionClass { .. } => "PredictionClass",
+            Self::FeatureValue(_) => "FeatureValue",
+            Self::FeatureMissing(_) => "FeatureMissing",
+            Self::FeatureUnseen(_) => "FeatureUnseen",
+            Self::FeatureCategory { .. } => "FeatureCategory",
+            Self::Refused => "SeriesRefused",
+        }
+    }
+
+    /// The dimensions' names and values, as they are.
+    pub(super) fn dimensions(&self) -> Vec<(&'static str, String)> {
+        let texts: Vec<(&'static str, &dyn ToString)> = match self {
+            Self::Requests(scope) | Self::Errors(scope) | Self::Latency(scope) | Self::Prediction(scope) => {
+                let version = scope.version.as_ref().map(|version| ("Version", version as &dyn ToString));
+                std::iter::once(("Model", &scope.model as &dyn ToString)).chain(version).collect()
+            }
+            Self::PredictionClass { model, class } => vec![("Model", model), ("Class", class)],
+            Self::FeatureValue(of) | Self::FeatureMissing(of) | Self::FeatureUnseen(of) => {
+                vec![("Model", &of.model), ("Feature", &of.feature)]
+            }
+            Self::FeatureCategory { of, category } => {
+                vec![("Model", &of.model), ("Feature", &of.feature), ("Category", category)]
+            }
+            Self::Refused => Vec::new(),
+        };
+        texts.into_iter().map(|(name, text)| (name, text.to_string())).collect()
+    }
+}
