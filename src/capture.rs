@@ -1,21 +1,31 @@
 //! Samples of what was asked and answered, for drift and for replay.
 //!
 //! [`Capture::offer`] is a side door of the request path: the sampler decides before the record is built, a full queue
-//! drops the newest and counts it. A writer appends accepted records to [`spool`] segments on disk; closed segments become
-//! Parquet objects in a [`sink`]. `sampled = stored + dropped + failed`, always.
+//! drops the newest and counts it. A [`Writer`] appends records to [`spool`] segments on disk, and there they are
+//! accepted: an accepted sample survives a kill of the process. Closed segments become Parquet objects in a [`sink`].
+//! At any quiet moment `sampled = stored + dropped + failed + pending`.
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
+use tokio::task::{JoinError, spawn_blocking};
 
+use self::queue::Queue;
+use self::spool::Spool;
+use self::upload::Uploader;
 use crate::model::{Features, Identity, Inputs, Outputs};
 
 pub mod parquet;
+mod queue;
+pub mod segment;
 pub mod sink;
 pub mod spool;
+mod upload;
 
 /// What is kept, and where.
 #[derive(Clone, Debug)]
@@ -28,7 +38,7 @@ pub struct Config {
     pub flush_rows: NonZeroU32,
     /// …or at this age.
     pub flush_age: Duration,
-    /// Features whose values are never written.
+    /// Features whose values are never written, by the model's or the callers' name for them.
     pub redact: Vec<String>,
     /// Where segments wait: `<data_dir>/spool`.
     pub spool: PathBuf,
@@ -76,10 +86,18 @@ pub struct Record {
     pub outputs: Outputs,
 }
 
+impl Record {
+    /// How many rows have been asked and answered.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.inputs.rows().min(self.outputs.predictions().len())
+    }
+}
+
 /// Rows counted since the process began; a request of ten rows counts ten.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Chosen by the sampler.
+    /// Chosen by the sampler, or found in the spool after an earlier process.
     pub sampled: u64,
     /// In an object in the sink.
     pub stored: u64,
@@ -93,13 +111,37 @@ pub struct Counts {
     pub pending: u64,
 }
 
-/// The request path's end. Cheap to clone.
+/// The request path's end. Cheap to clone; the queue ends with the last clone.
 #[derive(Clone, Debug)]
-pub struct Capture {}
+pub struct Capture(Option<Arc<Door>>);
+
+/// What the clones of a [`Capture`] share.
+#[derive(Debug)]
+struct Door(Arc<Queue>);
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
 
 /// The other end: owns the spool and the sink.
+///
+/// Its steps may be dropped half-way, as a `select!` does: nothing is lost or counted twice. To stop in order, drop every
+/// [`Capture`], call [`spool_once`](Self::spool_once) until it says `None`, then [`flush_once`](Self::flush_once) with
+/// `all`.
 #[derive(Debug)]
-pub struct Writer {}
+pub struct Writer {
+    spooler: Spooler,
+    uploader: Uploader,
+}
+
+/// Brings records from the queue to the disk.
+#[derive(Debug)]
+struct Spooler {
+    queue: Arc<Queue>,
+    spool: Arc<Mutex<Spool>>,
+}
 
 /// What one flush did, in rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -123,42 +165,100 @@ pub struct OpenError {
     pub source: std::io::Error,
 }
 
+/// The two ends of capture; `seed` is for the sampler, the names of segments and the jitter of tries. Segments that an
+/// earlier process left are listed here, and read by the first [`flush_once`](Writer::flush_once).
+///
+/// # Errors
+/// When the spool's folder cannot be used.
+pub fn open(config: Config, sink: sink::Sink, seed: u64) -> Result<(Capture, Writer), OpenError> {
+    let mut seeds = fastrand::Rng::with_seed(seed);
+    let spool = Spool::open(&config, seeds.u64(..)).map_err(|source| OpenError { path: config.spool, source })?;
+    let spool = Arc::new(Mutex::new(spool));
+    let queue = Arc::new(Queue::new(config.rate, seeds.u64(..)));
+    let spooler = Spooler { queue: Arc::clone(&queue), spool: Arc::clone(&spool) };
+    let uploader = Uploader::new(sink, spool, Arc::clone(&queue), seeds.u64(..));
+    Ok((Capture(Some(Arc::new(Door(queue)))), Writer { spooler, uploader }))
+}
+
 impl Capture {
     /// A capture that keeps nothing and costs nothing.
     #[must_use]
     pub fn off() -> Self {
-        todo!()
+        Self(None)
     }
 
-    /// Offers a request; `record` is built only if the sampler chose it and there is room.
+    /// Offers a request of `rows` rows; `record` is built only if the sampler chose it and there is room.
     pub fn offer(&self, rows: usize, record: impl FnOnce() -> Record) {
-        todo!()
+        if let Some(Door(queue)) = self.0.as_deref() {
+            queue.offer(rows, record);
+        }
     }
 
     /// The counts so far.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        todo!()
+        self.0.as_deref().map(|Door(queue)| queue.tally.counts()).unwrap_or_default()
     }
-}
-
-/// The two ends of capture; `seed` is for the sampler. Segments an earlier process left are taken up again.
-///
-/// # Errors
-/// When the spool's folder cannot be used.
-pub fn open(config: Config, sink: sink::Sink, seed: u64) -> Result<(Capture, Writer), OpenError> {
-    todo!()
 }
 
 impl Writer {
-    /// Waits until there is something to spool, spools it (fsynced), and says how many rows; `None` once every
-    /// [`Capture`] is gone and the queue is empty.
+    /// Waits until there is something to spool, spools a batch of it, and says how many rows were accepted: written and
+    /// fsynced. `None` once every [`Capture`] is gone and the queue is empty.
     pub async fn spool_once(&mut self) -> Option<u64> {
-        todo!()
+        self.spooler.step().await
     }
 
-    /// Closes the open segment if it is full or old (or `all`), and sends closed segments to the sink.
+    /// Closes the open segments that are full or old (or `all`, after spooling what is in the queue), and sends closed
+    /// segments to the sink. A sink that is down is asked again when its wait is over, or if `all`. Goes on spooling
+    /// while it waits for the sink.
     pub async fn flush_once(&mut self, now: Timestamp, all: bool) -> Flushed {
-        todo!()
+        while all && !self.spooler.queue.is_empty() {
+            self.spooler.batch().await;
+        }
+        let Self { spooler, uploader } = self;
+        let mut flushing = pin!(uploader.flush(now, all));
+        loop {
+            tokio::select! {
+                flushed = &mut flushing => return flushed,
+                Some(_) = spooler.step() => (),
+            }
+        }
+    }
+
+    /// The counts so far, for when every [`Capture`] is gone.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.spooler.queue.tally.counts()
     }
 }
+
+impl Spooler {
+    async fn step(&mut self) -> Option<u64> {
+        if self.queue.ready().await { Some(self.batch().await) } else { None }
+    }
+
+    /// Spools one batch and counts it. The work goes on if nobody waits for it any more.
+    async fn batch(&mut self) -> u64 {
+        let (queue, spool) = (Arc::clone(&self.queue), Arc::clone(&self.spool));
+        let appended = blocking(move || {
+            let mut spool = spool.lock();
+            let appended = spool.append(queue.batch());
+            queue.tally.spooled(appended);
+            appended
+        });
+        appended.await.accepted
+    }
+}
+
+/// Does `work` on a thread that may block. A panic goes on in the caller.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match spawn_blocking(work).await.map_err(JoinError::try_into_panic) {
+        Ok(done) => done,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // The runtime is going down, and this future with it.
+        Err(Err(_)) => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests;

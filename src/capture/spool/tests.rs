@@ -1,0 +1,261 @@
+//! The folder of segments: when they close, what fits, and every failure of the disk in turn.
+
+use std::num::NonZeroU32;
+
+use tempfile::TempDir;
+
+use crate::capture::segment::{self, Contents};
+use crate::capture::tests::{config, noon, version};
+
+use super::*;
+
+/// Makes changes of the disk fail, counted per thread, and so per test.
+pub(super) mod faults {
+    use std::cell::Cell;
+    use std::io;
+    use std::ops::Range;
+
+    thread_local! {
+        static POINTS: Cell<u32> = const { Cell::new(0) };
+        static FAILING: Cell<(u32, u32)> = const { Cell::new((0, 0)) };
+        static KIND: Cell<io::ErrorKind> = const { Cell::new(io::ErrorKind::Other) };
+    }
+
+    /// The changes in `which`, counted from now, fail.
+    pub(in super::super) fn fail(which: Range<u32>, kind: io::ErrorKind) {
+        POINTS.set(0);
+        FAILING.set((which.start, which.end));
+        KIND.set(kind);
+    }
+
+    /// Whether all of them came to pass; none fails from here on.
+    pub(in super::super) fn happened() -> bool {
+        POINTS.get() >= FAILING.replace((0, 0)).1
+    }
+
+    pub(in super::super) fn point() -> io::Result<()> {
+        let point = POINTS.replace(POINTS.get() + 1);
+        let (start, end) = FAILING.get();
+        if (start..end).contains(&point) { Err(KIND.get().into()) } else { Ok(()) }
+    }
+}
+
+fn spool(folder: &TempDir, change: impl FnOnce(&mut Config)) -> Spool {
+    let mut config = config(folder.path());
+    change(&mut config);
+    Spool::open(&config, 1).unwrap()
+}
+
+fn records(ids: std::ops::Range<usize>) -> impl Iterator<Item = Record> {
+    let version = version(3);
+    ids.map(move |id| version.record(&format!("r{id}"), 1, "Doctor", noon()))
+}
+
+fn contents(segment: &Closed) -> Contents {
+    segment::read(&read(segment).unwrap()).unwrap()
+}
+
+fn ids(segments: &[Closed]) -> Vec<String> {
+    let samples = segments.iter().flat_map(|segment| contents(segment).samples);
+    samples.map(|sample| sample.request_id.into()).collect()
+}
+
+fn accepted(rows: u64) -> Appended {
+    Appended { accepted: rows, ..Appended::default() }
+}
+
+fn rows(spool: &Spool) -> Vec<Option<u64>> {
+    spool.closed().iter().map(|segment| segment.rows).collect()
+}
+
+#[test]
+fn a_segment_is_closed_at_its_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = spool(&folder, |config| config.flush_rows = NonZeroU32::new(10).unwrap());
+    assert_eq!(spool.append(records(0..25)), accepted(25));
+    assert_eq!(rows(&spool), [Some(10), Some(10)]);
+    assert_eq!(spool.append(records(25..30)), accepted(5));
+    assert_eq!(rows(&spool), [Some(10), Some(10), Some(10)]);
+    assert_eq!(ids(spool.closed()), (0..30).map(|id| format!("r{id}")).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_segment_is_closed_at_its_age() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = spool(&folder, |_| ());
+    spool.append(records(0..3));
+    spool.close_due(noon() + Duration::from_secs(59), false);
+    assert_eq!(rows(&spool), []);
+    spool.close_due(noon() + Duration::from_mins(1), false);
+    assert_eq!(rows(&spool), [Some(3)]);
+}
+
+#[test]
+fn a_segment_from_the_future_is_closed_because_the_clock_was_set_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = spool(&folder, |_| ());
+    spool.append(records(0..3));
+    spool.close_due(noon() - Duration::from_hours(1), false);
+    assert_eq!(rows(&spool), [Some(3)]);
+}
+
+#[test]
+fn versions_and_hours_have_segments_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = spool(&folder, |_| ());
+    let later = noon() + Duration::from_hours(1);
+    spool.append([
+        version(3).record("a", 1, "Doctor", noon()),
+        version(4).record("b", 2, "Doctor", noon()),
+        version(3).record("c", 3, "Doctor", later),
+        version(3).record("d", 4, "Doctor", noon()),
+    ]);
+    spool.close_due(noon(), true);
+    assert_eq!(rows(&spool), [Some(5), Some(2), Some(3)]);
+}
+
+#[test]
+fn open_segments_are_bounded() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = spool(&folder, |_| ());
+    spool.append((0..70).map(|number| version(number).record("r", 1, "Doctor", noon())));
+    assert_eq!(spool.open.len(), OPEN_MAX);
+    let versions = spool.closed().iter().map(|segment| contents(segment).header.schema.version);
+    assert_eq!(versions.collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn a_large_segment_is_closed_whatever_its_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = spool(&folder, |_| ());
+    let large = version(3).record("r", 1000, &"x".repeat(4000), noon());
+    spool.append([large.clone()]);
+    assert_eq!(rows(&spool), []);
+    spool.append([large.clone(), large]);
+    assert_eq!(rows(&spool), [Some(3000)]);
+}
+
+#[test]
+fn what_finds_no_room_is_dropped_and_there_is_room_again_after_a_segment_is_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = spool(&folder, |config| config.spool_max_bytes = 2000);
+    let appended = spool.append(records(0..100));
+    assert!(appended.accepted > 10, "{appended:?}");
+    assert_eq!(appended, Appended { accepted: appended.accepted, no_room: 100 - appended.accepted, failed: 0 });
+    spool.close_due(noon(), true);
+    let segment = spool.closed()[0].clone();
+    assert!((1900..=2000).contains(&fs::metadata(&segment.path).unwrap().len()));
+    assert_eq!(spool.append(records(0..1)).no_room, 1);
+    assert_eq!(spool.remove(&segment.path).unwrap().unwrap().rows, Some(appended.accepted));
+    assert_eq!(spool.append(records(0..1)), accepted(1));
+}
+
+#[test]
+fn the_next_process_finds_closed_and_open_segments_the_oldest_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut first = spool(&folder, |_| ());
+    first.append([version(3).record("late", 1, "Doctor", noon() + Duration::from_hours(2))]);
+    first.append([version(3).record("early", 1, "Doctor", noon())]);
+    drop(first);
+    fs::write(folder.path().join("spool/readme.txt"), "no segment").unwrap();
+    fs::write(folder.path().join("spool/0-0.v2.segment"), "of a later gateway").unwrap();
+    let second = spool(&folder, |_| ());
+    assert_eq!(ids(second.closed()), ["early", "late"]);
+    assert_eq!(rows(&second), [None, None]);
+    assert!(second.closed().iter().all(|segment| id_in_name(&segment.path) == Some(contents(segment).header.id)));
+}
+
+#[test]
+fn a_folder_in_use_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let _first = spool(&folder, |_| ());
+    let second = Spool::open(&config(folder.path()), 1);
+    assert_eq!(second.unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+}
+
+#[test]
+fn redacted_values_are_not_on_the_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = spool(&folder, |config| config.redact = vec!["Job".to_owned()]);
+    spool.append(records(0..3));
+    spool.close_due(noon(), true);
+    let bytes = read(&spool.closed()[0]).unwrap();
+    assert!(!bytes.windows(6).any(|window| window == b"Doctor"));
+}
+
+/// What a gateway does to its disk: batches, closing, deleting. Gives back what is accepted and not deleted, by id.
+fn script(spool: &mut Spool) -> (Vec<String>, Appended) {
+    let mut total = Appended::default();
+    let mut standing = Vec::new();
+    for batch in 0..6 {
+        let names: Vec<_> = (batch * 4..batch * 4 + 4).map(|id| format!("r{id}")).collect();
+        let appended = spool.append(records(batch * 4..batch * 4 + 4));
+        total += appended;
+        if appended.accepted > 0 {
+            standing.extend(names);
+        }
+        if batch % 2 == 1 {
+            spool.close_due(noon(), true);
+        }
+        if batch == 3 {
+            let segment = spool.closed()[0].clone();
+            let gone = ids(std::slice::from_ref(&segment));
+            if spool.remove(&segment.path).is_ok() {
+                standing.retain(|id| !gone.contains(id));
+            }
+        }
+    }
+    spool.close_due(noon(), true);
+    (standing, total)
+}
+
+/// Fails every change of the disk in turn. Nothing that was accepted may be missing, neither in this process nor in the
+/// next, and one failure costs nothing: the batch goes elsewhere.
+#[test]
+fn any_one_failure_of_the_disk_loses_nothing_that_was_accepted() {
+    let mut faults = 0;
+    for nth in 0.. {
+        let folder = tempfile::tempdir().unwrap();
+        let mut first = spool(&folder, |_| ());
+        faults::fail(nth..nth + 1, io::ErrorKind::Other);
+        let (standing, total) = script(&mut first);
+        if !faults::happened() {
+            break;
+        }
+        faults += 1;
+        assert_eq!(total, accepted(24), "fault {nth}");
+        let sorted = |mut ids: Vec<String>| {
+            ids.sort();
+            ids
+        };
+        assert_eq!(sorted(ids(first.closed())), sorted(standing.clone()), "fault {nth}");
+        drop(first);
+        let next = ids(spool(&folder, |_| ()).closed());
+        assert!(standing.iter().all(|id| next.contains(id)), "fault {nth}");
+    }
+    assert!(faults >= 20, "only {faults} faults happened");
+}
+
+/// Lets the disk fail a batch for good, and the next one not.
+#[track_caller]
+fn check_lost(kind: io::ErrorKind, expected: Appended) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = spool(&folder, |_| ());
+    spool.append(records(0..4));
+    faults::fail(0..2, kind);
+    assert_eq!(spool.append(records(4..8)), expected);
+    assert!(faults::happened());
+    assert_eq!(spool.append(records(8..12)), accepted(4));
+    spool.close_due(noon(), true);
+    assert_eq!(ids(spool.closed()), ["r0", "r1", "r2", "r3", "r8", "r9", "r10", "r11"]);
+}
+
+#[test]
+fn a_batch_that_fails_twice_is_counted() {
+    check_lost(io::ErrorKind::Other, Appended { failed: 4, ..Appended::default() });
+}
+
+#[test]
+fn a_full_disk_is_no_room() {
+    check_lost(io::ErrorKind::StorageFull, Appended { no_room: 4, ..Appended::default() });
+}

@@ -1,0 +1,61 @@
+//! When a sink is asked again, and what objects are called.
+
+use crate::capture::tests::noon;
+
+use super::super::segment::ValueKind;
+use super::*;
+
+fn unavailable() -> SendError {
+    PutError::Unavailable("no route".to_owned()).into()
+}
+
+#[test]
+fn the_waits_double_from_a_second_to_five_minutes() {
+    let mut health = Health::new(1);
+    assert!(health.is_due(noon()));
+    for most in [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300] {
+        health.failed(&unavailable(), noon());
+        assert!(!health.is_due(noon()));
+        assert!(!health.is_due(noon() + Duration::from_millis(most * 500 - 1)), "earlier than half of {most} s");
+        assert!(health.is_due(noon() + Duration::from_secs(most)), "later than {most} s");
+    }
+    health.succeeded();
+    assert!(health.is_due(noon()));
+    health.failed(&unavailable(), noon());
+    assert!(health.is_due(noon() + Duration::from_secs(1)));
+}
+
+#[test]
+fn a_refusal_waits_five_minutes_at_once() {
+    let mut health = Health::new(1);
+    health.failed(&PutError::Denied("AccessDenied".to_owned()).into(), noon());
+    assert!(!health.is_due(noon() + Duration::from_secs(299)));
+    assert!(health.is_due(noon() + Duration::from_mins(5)));
+}
+
+#[test]
+fn a_clock_that_was_set_back_does_not_keep_the_sink_waiting() {
+    let mut health = Health::new(1);
+    health.failed(&unavailable(), noon());
+    assert!(health.is_due(noon() - Duration::from_hours(1)));
+}
+
+#[test]
+fn keys_tell_the_model_the_version_the_hour_and_the_content() {
+    let schema = Schema {
+        model: "credit-score".parse().unwrap(),
+        version: 3,
+        digest: [7; 32],
+        prediction: ValueKind::Integer,
+        features: Vec::new(),
+        classes: Vec::new(),
+    };
+    let header = Header { id: 1, hour: noon().as_second() / 3600 - 5, schema };
+    let key = |bytes| object_key(&header, bytes).unwrap();
+    // SHA-256 of "abc" begins with these digits.
+    let expected = "model=credit-score/version=3/date=2025-12-01/hour=07/ba7816bf8f01cfea414140de5dae2223.parquet";
+    assert_eq!(key(b"abc"), expected);
+    assert_ne!(key(b"abd"), expected);
+    assert_eq!(object_key(&Header { hour: i64::MAX, ..header.clone() }, b"abc"), None);
+    assert_eq!(object_key(&Header { hour: i64::MAX / 3600, ..header }, b"abc"), None);
+}
