@@ -3,11 +3,10 @@
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use http::HeaderMap;
 
 use crate::auth::ApiKeys;
 use crate::capture::Capture;
@@ -15,6 +14,20 @@ use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::model::Models;
 use crate::quota::Quota;
+
+mod body;
+mod connections;
+pub mod error;
+mod head;
+mod infer;
+mod operator;
+mod ratelimit;
+mod routes;
+mod watch;
+pub mod wire;
+
+pub use connections::serve;
+pub use routes::{Router, admin_router, data_router};
 
 /// Addresses and limits. Each limit is the last value that passes.
 #[derive(Clone, Debug)]
@@ -25,13 +38,13 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// The largest body, in bytes.
     pub max_body: usize,
-    /// The longest a request may take once its headers are read.
+    /// The longest an answer may take once the request is read.
     pub deadline: Duration,
     /// Rows in one request.
     pub max_rows: usize,
     /// Nesting of a JSON body.
     pub max_depth: usize,
-    /// Header bytes of one request.
+    /// Bytes of one request's target, header names and header values.
     pub max_header_bytes: usize,
     /// Header fields of one request.
     pub max_headers: usize,
@@ -76,6 +89,50 @@ pub struct State {
     pub poll_interval: Duration,
     /// ONNX Runtime's version, for the admin address.
     pub runtime_version: Arc<str>,
+    /// What is under way.
+    pub traffic: Traffic,
+    /// Where randomness begins: request ids and the spread of `Retry-After`. Another one for each process.
+    pub seed: u64,
+    /// Gives a span the parent its request names, where traces are sent somewhere.
+    pub trace_parent: Option<TraceParent>,
+}
+
+/// Makes `span` a child of the span that a request's headers name.
+pub type TraceParent = fn(headers: &HeaderMap, span: &tracing::Span);
+
+/// What is under way on all addresses, counted as it happens. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Traffic(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    /// Connections now.
+    connections: AtomicUsize,
+    /// Connections closed at once, because there were too many.
+    connections_refused: AtomicU64,
+    /// Predictions now.
+    in_flight: AtomicUsize,
+    /// Handlers that panicked.
+    panics: AtomicU64,
+}
+
+impl Traffic {
+    /// A place among the predictions under way, if fewer than `max` are.
+    fn enter(&self, max: NonZeroUsize) -> Option<InFlight> {
+        let one_more = |now: usize| (now < max.get()).then_some(now + 1);
+        let entered = self.0.in_flight.fetch_update(Ordering::AcqRel, Ordering::Relaxed, one_more);
+        entered.is_ok().then(|| InFlight(self.clone()))
+    }
+}
+
+/// One prediction under way, until it is dropped.
+#[derive(Debug)]
+struct InFlight(Traffic);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// Whether the process wants more requests. Says yes until it is told to drain.
@@ -93,21 +150,4 @@ impl Readiness {
     pub fn is_draining(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
-}
-
-/// The data address's routes, for a listener of ours or for Lambda.
-#[must_use]
-pub fn data_router(state: State, config: &Config) -> axum::Router {
-    todo!()
-}
-
-/// The admin address's routes.
-#[must_use]
-pub fn admin_router(state: State) -> axum::Router {
-    todo!()
-}
-
-/// Accepts on `listener` until `stop`, then lets requests under way finish within the grace time.
-pub async fn serve(listener: TcpListener, router: axum::Router, config: Config, stop: CancellationToken) {
-    todo!()
 }

@@ -1,251 +1,250 @@
-//! A whole gateway in this process: real sockets, a real model engine, a registry that is a directory of its own.
+//! A data address and an admin address on real sockets, with real keys and quotas in a folder of their own, and no
+//! registry: what is served is what the test publishes.
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use modelgate::app::{self, Running, Surroundings};
-use modelgate::auth::ApiKeys;
+use modelgate::auth::{self, Access, ApiKeys, PlanName};
+use modelgate::capture::Capture;
 use modelgate::clock::Clock;
-use modelgate::config::{self, Config, Flags, Purpose, Sources};
-use secrecy::ExposeSecret;
-use serde_json::Value;
+use modelgate::metrics::{self, Metrics};
+use modelgate::model::{Models, Publisher, published};
+use modelgate::quota::{self, Limit, Period, Plan, Quota, Throttle, Unit};
+use modelgate::server::{self, Config, Readiness, Router, State, Traffic, admin_router, data_router};
+use modelgate::task::Tasks;
+use secrecy::ExposeSecret as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 
-use super::fixtures;
+use crate::support::fixtures;
 
-/// How often test gateways look at their registry.
-const POLL: Duration = Duration::from_millis(10);
+/// No test waits longer than this for anything. It says that something hangs, not that it is slow.
+const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The longest any wait of a test may take before it is taken for never.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What a gateway is made of before it runs. Its folder outlives it, so that another can be started there.
-#[derive(Debug)]
-pub struct Site {
-    folder: tempfile::TempDir,
-    text: String,
-    aws: Option<aws_config::SdkConfig>,
-    keys: BTreeMap<String, String>,
+/// A gateway that is asked over its sockets.
+pub(crate) struct Gate {
+    pub(crate) address: SocketAddr,
+    pub(crate) router: Router,
+    pub(crate) admin: Router,
+    pub(crate) readiness: Readiness,
+    pub(crate) publisher: Publisher,
+    /// `x-api-key: …` of a caller whose plan has no limits.
+    pub(crate) key: String,
+    /// `x-api-key: …` of a caller who may have two requests at once and three rows a day.
+    pub(crate) small_key: String,
+    pub(crate) tasks: Tasks,
+    _folder: tempfile::TempDir,
 }
 
-impl Site {
-    /// A site whose configuration is `text`, in which `{folder}` stands for its folder; addresses are chosen by the system,
-    /// and the registry is `{folder}/registry` unless `text` has one.
-    pub fn new(text: &str) -> Self {
-        install_tls();
-        let folder = tempfile::tempdir().unwrap();
-        let mut text = text.replace("{folder}", &folder.path().display().to_string());
-        text.insert_str(0, &format!("data_dir = \"{}/data\"\n", folder.path().display()));
-        if !text.contains("[registry]") {
-            text.push_str(&format!("\n[registry]\nuri = \"file:{}/registry\"\n", folder.path().display()));
-        }
-        text.push_str(
-            "\n[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\ndrain_delay = \"0s\"\n\
-             max_connections_per_address = 4096\n",
-        );
-        fs::create_dir_all(folder.path().join("registry")).unwrap();
-        Self { folder, text, aws: None, keys: BTreeMap::new() }
-    }
-
-    /// The same, with AWS calls going where `aws` says.
-    pub fn with_aws(mut self, aws: aws_config::SdkConfig) -> Self {
-        self.aws = Some(aws);
-        self
-    }
-
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
-    }
-
-    pub fn registry(&self) -> PathBuf {
-        self.folder.path().join("registry")
-    }
-
-    /// Puts a fixture's files into the registry as a version, whole at once.
-    pub fn register(&self, model: &str, version: u64, fixture: &str) {
-        self.register_files(model, version, &fixtures::folder(fixture), |_| {});
-    }
-
-    /// A version of the fixture `sum`, whose answers are `base` plus the sum of a row.
-    pub fn register_sum(&self, model: &str, version: u64, base: f32) {
-        self.register_files(model, version, &fixtures::folder("sum"), |folder| {
-            let file = folder.join("model.onnx");
-            fs::write(&file, fixtures::sum_model(base)).unwrap();
-        });
-    }
-
-    fn register_files(&self, model: &str, version: u64, from: &Path, change: impl FnOnce(&Path)) {
-        let model = self.registry().join(model);
-        fs::create_dir_all(&model).unwrap();
-        let half = model.join(format!(".{version}.half"));
-        fs::create_dir_all(&half).unwrap();
-        for entry in fs::read_dir(from).unwrap() {
-            let entry = entry.unwrap();
-            fs::copy(entry.path(), half.join(entry.file_name())).unwrap();
-        }
-        change(&half);
-        fs::rename(half, model.join(version.to_string())).unwrap();
-    }
-
-    /// Points the alias `champion` at a version.
-    pub fn promote(&self, model: &str, version: u64) {
-        let model = self.registry().join(model);
-        fs::write(model.join("aliases.half"), format!("champion = {version}\n")).unwrap();
-        fs::rename(model.join("aliases.half"), model.join("aliases.toml")).unwrap();
-    }
-
-    /// The configuration, with the tests' short poll interval.
-    pub fn config(&self) -> Config {
-        let file = self.folder.path().join("modelgate.toml");
-        fs::write(&file, &self.text).unwrap();
-        let sources = Sources {
-            file: Some(file),
-            env: Vec::new(),
-            flags: Flags::default(),
-            processors: NonZeroUsize::new(2).unwrap(),
-            purpose: Purpose::Serve,
-        };
-        let mut config = config::load(&sources).unwrap_or_else(|errors| panic!("{errors}")).config;
-        config.manager.poll_interval = POLL;
-        config
-    }
-
-    /// The plan's key, made at its first use.
-    pub fn key(&mut self, plan: &str) -> String {
-        if let Some(key) = self.keys.get(plan) {
-            return key.clone();
-        }
-        let auth = self.config().auth;
-        fs::create_dir_all(auth.store.parent().unwrap()).unwrap();
-        let keys = ApiKeys::open(auth).unwrap();
-        let (_, secret) = keys.create(plan, plan, None, Clock::system().now()).unwrap();
-        let key = secret.expose_secret().to_owned();
-        self.keys.insert(plan.to_owned(), key.clone());
-        key
-    }
-
-    /// Starts a gateway here, and returns once it listens.
-    pub async fn start(&mut self, plan: &str) -> Gate {
-        let key = self.key(plan);
-        let surroundings = Surroundings { clock: Clock::system(), seed: 7, aws: self.aws.clone() };
-        let running = app::start(self.config(), surroundings).await.unwrap_or_else(|error| panic!("{error:#}"));
-        let http = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
-        Gate { data: running.data, admin: running.admin, key, http, running }
-    }
-}
-
-/// A gateway that runs, and a client with a key.
-#[derive(Debug)]
-pub struct Gate {
-    pub data: SocketAddr,
-    pub admin: SocketAddr,
-    pub key: String,
-    pub http: reqwest::Client,
-    running: Running,
-}
-
-/// An answer, read to its end.
-#[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: reqwest::header::HeaderMap,
-    pub body: Value,
-}
-
-impl Answer {
-    pub async fn of(response: reqwest::Response) -> Self {
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        let bytes = response.bytes().await.unwrap();
-        Self { status, headers, body: serde_json::from_slice(&bytes).unwrap_or(Value::Null) }
-    }
-
-    pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+/// Limits as a gateway has them by default, on any free port.
+pub(crate) fn config() -> Config {
+    Config {
+        listen: ([127, 0, 0, 1], 0).into(),
+        admin_listen: ([127, 0, 0, 1], 0).into(),
+        max_body: 2 * 1024 * 1024,
+        deadline: Duration::from_secs(10),
+        max_rows: 1000,
+        max_depth: 32,
+        max_header_bytes: 16 * 1024,
+        max_headers: 64,
+        header_timeout: Duration::from_secs(10),
+        body_timeout: Duration::from_secs(30),
+        idle_timeout: Duration::from_mins(1),
+        max_connections: NonZeroUsize::new(4096).unwrap(),
+        max_connections_per_address: NonZeroUsize::new(256).unwrap(),
+        max_streams: NonZeroU32::new(100).unwrap(),
+        max_in_flight: NonZeroUsize::new(64).unwrap(),
+        drain_delay: Duration::ZERO,
+        grace: Duration::from_secs(10),
     }
 }
 
 impl Gate {
-    pub fn client(&self) -> Client {
-        Client { data: self.data, key: self.key.clone(), http: self.http.clone() }
+    /// A gateway with nothing configured to serve.
+    pub(crate) async fn start(config: Config) -> Self {
+        Self::with_models(config, &[]).await
     }
 
-    pub async fn predict(&self, model: &str, data: &Value) -> Answer {
-        self.client().predict(model, data).await
+    /// A gateway with `names` configured and nothing loaded.
+    pub(crate) async fn with_models(config: Config, names: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (models, publisher) = published(names.iter().map(|name| name.parse().unwrap()));
+        let (keys, [key, small_key]) = keys(folder.path());
+        let state = state(folder.path(), keys, models);
+        let (router, admin) = (data_router(state.clone(), &config), admin_router(state.clone(), &config));
+
+        let listener = TcpListener::bind(config.listen).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let tasks = Tasks::new();
+        tasks.spawn("data", server::serve(listener, router.clone(), config, tasks.stopping()));
+        Self { address, router, admin, readiness: state.readiness, publisher, key, small_key, tasks, _folder: folder }
     }
 
-    pub async fn get(&self, address: SocketAddr, path: &str) -> Answer {
-        let request = self.http.get(format!("http://{address}{path}")).header("x-api-key", &self.key);
-        Answer::of(request.send().await.unwrap()).await
+    /// A gateway that serves the fixture `kind` under that name.
+    pub(crate) async fn serving(config: Config, kind: &str) -> Self {
+        let mut gate = Self::with_models(config, &[kind]).await;
+        gate.publisher.serve(Arc::new(fixtures::model(kind)));
+        gate
     }
 
-    pub async fn metrics(&self) -> String {
-        let page = self.http.get(format!("http://{}/metrics", self.admin)).send().await.unwrap();
-        page.text().await.unwrap()
+    /// A prediction asked for with `lines` and the key without limits.
+    pub(crate) async fn predict(&self, lines: &[&str], body: &str) -> Answer {
+        self.ask("POST", "/predict", &[&[self.key.as_str()], lines].concat(), body).await
     }
 
-    /// What `/admin/models` says of one model.
-    pub async fn status(&self, model: &str) -> Value {
-        let page = self.get(self.admin, "/admin/models").await.body;
-        page["models"].as_array().unwrap().iter().find(|entry| entry["name"] == model).unwrap().clone()
+    /// A connection of its own.
+    pub(crate) async fn connect(&self) -> Connection {
+        Connection(TcpStream::connect(self.address).await.unwrap())
     }
 
-    /// Waits until `model` is served in `version`.
-    pub async fn serves(&self, model: &str, version: u64) {
-        let served = || self.running.models().get(model).ok().map(|model| model.id().version.0);
-        eventually(&format!("`{model}` in version {version}"), async || served() == Some(version)).await;
+    /// All that comes back for `request` on a connection of its own, until the gateway closes it.
+    pub(crate) async fn tell(&self, request: impl AsRef<[u8]>) -> String {
+        let mut connection = self.connect().await;
+        connection.send(request).await;
+        connection.rest().await
     }
 
-    /// Waits until the status of `model` satisfies `holds`.
-    pub async fn says(&self, model: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
-        eventually(what, async || holds(&self.status(model).await)).await;
-        self.status(model).await
+    /// One request that asks for its connection to be closed; `lines` are header lines.
+    pub(crate) async fn ask(&self, method: &str, target: &str, lines: &[&str], body: &str) -> Answer {
+        let lines = lines.join("\r\n");
+        let lines = if lines.is_empty() { lines } else { lines + "\r\n" };
+        let length = body.len();
+        let head = format!(
+            "{method} {target} HTTP/1.1\r\nHost: gate\r\nConnection: close\r\nContent-Length: {length}\r\n{lines}\r\n"
+        );
+        Answer::read(&self.tell(head + body).await)
     }
 
-    /// Stops in order.
-    pub async fn stop(self) {
-        assert!(self.running.stop().await, "a background task died");
-    }
-}
-
-/// A caller that can go to another task.
-#[derive(Clone, Debug)]
-pub struct Client {
-    data: SocketAddr,
-    key: String,
-    http: reqwest::Client,
-}
-
-impl Client {
-    pub async fn predict(&self, model: &str, data: &Value) -> Answer {
-        let body = serde_json::json!({ "data": data });
-        self.post(&format!("/models/{model}/predict"), body.to_string()).await
-    }
-
-    pub async fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> Answer {
-        let request = self
-            .http
-            .post(format!("http://{}{path}", self.data))
-            .header("x-api-key", &self.key)
-            .header("content-type", "application/json")
-            .body(body);
-        Answer::of(request.send().await.unwrap()).await
+    /// Stops the gateway and waits until it has stopped.
+    pub(crate) async fn stop(&self) {
+        self.tasks.stop();
+        timeout(PATIENCE, self.tasks.finished()).await.expect("the gateway stops");
     }
 }
 
-/// Looks again and again until `holds`; a test that waits in vain fails and says for what.
-pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let end = tokio::time::Instant::now() + PATIENCE;
-    while !holds().await {
-        assert!(tokio::time::Instant::now() < end, "waited in vain for {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
+/// The header lines of two callers, one a plan.
+fn keys(folder: &Path) -> (ApiKeys, [String; 2]) {
+    let (store, pepper) = (folder.join("gate.db"), folder.join("pepper"));
+    let plans = PLANS.map(|plan| (PlanName::from(plan), Access::All)).into();
+    let mut random = fastrand::Rng::with_seed(1);
+    let mut random = |bytes: &mut [u8]| {
+        random.fill(bytes);
+        Ok(())
+    };
+    let keys = ApiKeys::open(auth::Config { store, pepper, plans }, &mut random).unwrap();
+    let lines = PLANS.map(|plan| {
+        let (_, secret) = keys.create("test", plan, None, Clock::system().now(), &mut random).unwrap();
+        format!("x-api-key: {}", secret.expose_secret())
+    });
+    (keys, lines)
+}
+
+const PLANS: [&str; 2] = ["open", "small"];
+
+fn quota(folder: &Path) -> Quota {
+    let open = Plan { throttle: None, quota: None, unit: Unit::Rows };
+    let small = Plan {
+        // So slow that no test sees a token come back.
+        throttle: Some(Throttle { rate: 0.001, burst: 2 }),
+        quota: Some(Limit { amount: NonZeroU64::new(3).unwrap(), period: Period::Day }),
+        unit: Unit::Rows,
+    };
+    let plans = PLANS.map(PlanName::from).into_iter().zip([open, small]).collect();
+    Quota::open(quota::Config { store: folder.join("gate.db"), plans }).unwrap()
+}
+
+fn state(folder: &Path, keys: ApiKeys, models: Models) -> State {
+    let thousand = NonZeroUsize::new(1000).unwrap();
+    State {
+        keys: Arc::new(keys),
+        quota: Arc::new(quota(folder)),
+        models,
+        metrics: Metrics::new(metrics::Config { max_series: thousand, max_categories: thousand }),
+        capture: Capture::off(),
+        readiness: Readiness::default(),
+        clock: Clock::system(),
+        poll_interval: Duration::from_secs(30),
+        runtime_version: "none".into(),
+        traffic: Traffic::default(),
+        seed: 1,
+        trace_parent: None,
     }
 }
 
-/// The one TLS stack, as `main` installs it.
-pub fn install_tls() {
-    // Another test of this process may have been first.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+/// A socket to the gateway.
+pub(crate) struct Connection(TcpStream);
+
+impl Connection {
+    pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.0.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    /// All that comes until the gateway closes. A reset is an end, too.
+    pub(crate) async fn rest(&mut self) -> String {
+        String::from_utf8_lossy(&self.rest_bytes().await).into_owned()
+    }
+
+    /// As [`rest`](Self::rest), for what is no text.
+    pub(crate) async fn rest_bytes(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let _end = timeout(PATIENCE, self.0.read_to_end(&mut bytes)).await.expect("the gateway closes");
+        bytes
+    }
+
+    /// The next answer, on a connection that stays open.
+    pub(crate) async fn answer(&mut self) -> Answer {
+        let mut text = Vec::new();
+        while !is_whole(&text) {
+            let mut piece = [0; 4096];
+            let length = timeout(PATIENCE, self.0.read(&mut piece)).await.expect("an answer comes").unwrap();
+            assert_ne!(length, 0, "closed after {:?}", String::from_utf8_lossy(&text));
+            text.extend_from_slice(&piece[..length]);
+        }
+        Answer::read(&String::from_utf8(text).unwrap())
+    }
+}
+
+fn is_whole(text: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(text);
+    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    length.is_none_or(|length| body.len() >= length.parse().unwrap())
+}
+
+/// An answer taken apart.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    fn read(text: &str) -> Self {
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no whole answer in {text:?}"));
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+        Self { status: status.expect("a status line"), head: head.to_owned(), body: body.to_owned() }
+    }
+
+    /// A header's value, if there is one.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (found, value) = line.split_once(": ")?;
+            found.eq_ignore_ascii_case(name).then_some(value)
+        })
+    }
+
+    /// The body as JSON.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error} in {:?}", self.body))
+    }
+
+    /// The `code` of an error.
+    pub(crate) fn code(&self) -> String {
+        self.json()["code"].as_str().unwrap_or_default().to_owned()
+    }
 }

@@ -1,0 +1,152 @@
+//! A prediction, from a checked head to an answer; and what the caller has used so far.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::request::Parts;
+use hyper::body::Body;
+use serde_json::json;
+use tokio::time::{Instant, timeout_at};
+
+use super::body::{self, BoxError};
+use super::error::{ApiError, whole_seconds};
+use super::routes::{Answer, Journal, Room, body_of, json_answer};
+use super::{head, ratelimit, wire};
+use crate::auth::Caller;
+use crate::capture::Record;
+use crate::model::session::Stage;
+use crate::model::{Inputs, Model, Outputs, PredictError};
+use crate::quota::{Limit, Period, Standing, Throttle, Unit, Usage};
+
+/// `POST /predict` and `POST /models/{name}/predict`. What can be refused without the body is.
+pub(super) async fn predict<B>(
+    room: &Room,
+    name: Option<&str>,
+    head: &Parts,
+    body: B,
+    journal: &mut Journal,
+) -> Result<Answer, ApiError>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    let caller = authenticate(room, head, journal)?;
+    head::check_media_type(&head.headers)?;
+    let time = head::time_allowed(&head.headers, room.config.deadline)?;
+    let _in_flight = room.state.traffic.enter(room.config.max_in_flight).ok_or_else(ApiError::overloaded)?;
+    let model = find(room, name, &caller, journal)?;
+    let body = body::read(body, room.config.max_body, room.config.body_timeout).await?;
+    let deadline = Instant::now() + time;
+    infer(room, &caller, &model, &body, deadline, journal).await
+}
+
+/// From a whole body to an answer. One version answers all of it.
+async fn infer(
+    room: &Room,
+    caller: &Caller,
+    model: &Arc<Model>,
+    body: &[u8],
+    deadline: Instant,
+    journal: &mut Journal,
+) -> Result<Answer, ApiError> {
+    let Room { state, config, .. } = room;
+    let limits = wire::Limits { depth: config.max_depth, rows: config.max_rows, ..wire::Limits::default() };
+
+    let mut rows = model.features().rows();
+    let shape = wire::read(body, &mut rows, &limits)?;
+    let inputs = rows.finish()?;
+    journal.rows = inputs.rows();
+    let charge = state.quota.reserve(caller, inputs.rows() as u64, state.clock.now());
+    let charge = timeout_at(deadline, charge).await.map_err(|_elapsed| ApiError::deadline_exceeded("quota"))??;
+    journal.rate_limit = Some(ratelimit::Headers::of(charge.standing()));
+
+    let outputs = model.predict(&inputs, deadline).await;
+    // A run that was cut short is paid for: given back, a short deadline would be a way to have the model work for free.
+    if matches!(outputs, Ok(_) | Err(PredictError::DeadlineExceeded { stage: Stage::Run })) {
+        charge.commit();
+    }
+    let outputs = outputs?;
+
+    let answer = wire::write(shape, journal.id.as_str(), model.id(), &outputs);
+    state.metrics.observe(model, &inputs, &outputs, journal.started.elapsed());
+    state.capture.offer(inputs.rows(), || record(room, caller, model, &inputs, &outputs, journal));
+    Ok(body_of("application/json", answer.into()))
+}
+
+/// `GET /usage`.
+pub(super) async fn usage(room: &Room, head: &Parts, journal: &mut Journal) -> Result<Answer, ApiError> {
+    let caller = authenticate(room, head, journal)?;
+    let usage = room.state.quota.usage(&caller, room.state.clock.now()).await?;
+    journal.rate_limit = Some(ratelimit::Headers::of(&usage.standing));
+    Ok(json_answer(&usage_report(&caller, &usage)))
+}
+
+fn authenticate(room: &Room, head: &Parts, journal: &mut Journal) -> Result<Arc<Caller>, ApiError> {
+    let key = head::api_key(&head.headers)?;
+    let caller = room.state.keys.authenticate(key, room.state.clock.now())?;
+    journal.key_id = Some(Arc::clone(&caller.key_id));
+    Ok(caller)
+}
+
+/// The one look at what is published. Whoever holds the answer stays with that version to the end.
+fn find(room: &Room, name: Option<&str>, caller: &Caller, journal: &mut Journal) -> Result<Arc<Model>, ApiError> {
+    let models = &room.state.models;
+    let found = name.map_or_else(|| models.only(), |name| models.get(name));
+    let model = found.map_err(|error| ApiError::not_served(&error, room.state.poll_interval))?;
+    caller.may_use(model.id().name.as_str())?;
+    journal.model = Some(Arc::clone(&model));
+    Ok(model)
+}
+
+fn record(
+    room: &Room,
+    caller: &Caller,
+    model: &Model,
+    inputs: &Inputs,
+    outputs: &Outputs,
+    journal: &Journal,
+) -> Record {
+    Record {
+        request_id: journal.id.as_str().into(),
+        time: room.state.clock.now(),
+        model: Arc::clone(model.id()),
+        features: Arc::clone(model.features()),
+        key_id: Arc::clone(&caller.key_id),
+        inputs: inputs.clone(),
+        outputs: outputs.clone(),
+    }
+}
+
+fn usage_report(caller: &Caller, usage: &Usage) -> serde_json::Value {
+    let quota = usage.quota.map(|Limit { amount, period }| {
+        json!({ "amount": amount, "period": period_name(period), "resets_at": usage.resets_at.map(|at| at.to_string()) })
+    });
+    let limits: Vec<_> = usage.standing.iter().map(limit_report).collect();
+    json!({
+        "key_id": &*caller.key_id,
+        "name": &*caller.name,
+        "plan": &*caller.plan,
+        "unit": match usage.unit { Unit::Rows => "rows", Unit::Requests => "requests" },
+        "used": usage.used,
+        "quota": quota,
+        "throttle": usage.throttle.map(|Throttle { rate, burst }| json!({ "rate": rate, "burst": burst })),
+        "limits": limits,
+    })
+}
+
+fn limit_report(standing: &Standing) -> serde_json::Value {
+    json!({
+        "name": standing.name,
+        "limit": standing.limit,
+        "remaining": standing.remaining,
+        "window_seconds": whole_seconds(standing.window),
+        "resets_in_seconds": whole_seconds(standing.resets_in),
+    })
+}
+
+const fn period_name(period: Period) -> &'static str {
+    match period {
+        Period::Day => "day",
+        Period::Week => "week",
+        Period::Month => "month",
+    }
+}

@@ -1,0 +1,117 @@
+//! What operators and load balancers ask: is it ready, what does it serve, how is it doing.
+
+use std::sync::atomic::Ordering;
+
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+use super::routes::{Answer, body_of, json_answer};
+use super::{State, Traffic};
+use crate::capture;
+use crate::metrics::{Family, prometheus};
+use crate::model::{Entry, ModelName, ModelSet};
+
+/// `GET /readyz`: whether to send us requests, and what they would be answered with.
+pub(super) fn ready(state: &State) -> Result<Answer, ApiError> {
+    let set = state.models.snapshot();
+    let models = models_report(&set);
+    if state.readiness.is_draining() {
+        Err(ApiError::draining(models))
+    } else if !set.is_complete() {
+        Err(ApiError::not_complete(models))
+    } else {
+        Ok(json_answer(&json!({ "status": "ready", "models": models })))
+    }
+}
+
+/// `GET /admin/models`.
+pub(super) fn models(state: &State) -> Answer {
+    json_answer(&json!({
+        "onnxruntime": &*state.runtime_version,
+        "draining": state.readiness.is_draining(),
+        "models": models_report(&state.models.snapshot()),
+    }))
+}
+
+/// `GET /metrics`.
+pub(super) fn metrics(state: &State) -> Answer {
+    let mut outside = traffic_families(&state.traffic);
+    outside.extend(capture_families(&state.capture.counts()));
+    body_of(prometheus::CONTENT_TYPE, state.metrics.render(&outside).into())
+}
+
+fn models_report(set: &ModelSet) -> Value {
+    set.iter().map(|(name, entry)| model_report(name, entry)).collect()
+}
+
+fn model_report(name: &ModelName, Entry { serving, status }: &Entry) -> Value {
+    let id = serving.as_ref().map(|model| model.id());
+    json!({
+        "name": name.as_str(),
+        "status": if id.is_some() { "serving" } else { "waiting" },
+        "version": id.map(|id| id.version.to_string()),
+        "digest": id.map(|id| id.digest.to_string()),
+        "alias": id.and_then(|id| id.alias.as_deref()),
+        "aspired": status.aspired.map(|version| version.to_string()),
+        "trouble": status.trouble,
+        "stale_since": status.stale_since.map(|since| since.to_string()),
+    })
+}
+
+fn traffic_families(Traffic(counts): &Traffic) -> Vec<Family> {
+    vec![
+        Family {
+            name: "modelgate_connections",
+            help: "Connections now",
+            counter: false,
+            samples: vec![(Vec::new(), figure(counts.connections.load(Ordering::Relaxed) as u64))],
+        },
+        Family {
+            name: "modelgate_connections_refused",
+            help: "Connections closed at once, because there were too many",
+            counter: true,
+            samples: vec![(Vec::new(), figure(counts.connections_refused.load(Ordering::Relaxed)))],
+        },
+        Family {
+            name: "modelgate_predictions_in_flight",
+            help: "Predictions now",
+            counter: false,
+            samples: vec![(Vec::new(), figure(counts.in_flight.load(Ordering::Relaxed) as u64))],
+        },
+        Family {
+            name: "modelgate_panics",
+            help: "Requests whose handler panicked",
+            counter: true,
+            samples: vec![(Vec::new(), figure(counts.panics.load(Ordering::Relaxed)))],
+        },
+    ]
+}
+
+fn capture_families(counts: &capture::Counts) -> [Family; 2] {
+    let rows = |outcome: &str, rows| (vec![("outcome", outcome.to_owned())], figure(rows));
+    [
+        Family {
+            name: "modelgate_capture_rows",
+            help: "Rows of samples by what became of them; sampled counts them all, the pending ones too",
+            counter: true,
+            samples: vec![
+                rows("sampled", counts.sampled),
+                rows("stored", counts.stored),
+                rows("dropped_queue_full", counts.dropped_queue_full),
+                rows("dropped_spool_full", counts.dropped_spool_full),
+                rows("failed", counts.failed),
+            ],
+        },
+        Family {
+            name: "modelgate_capture_pending_rows",
+            help: "Rows of samples on their way",
+            counter: false,
+            samples: vec![(Vec::new(), figure(counts.pending))],
+        },
+    ]
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
+fn figure(count: u64) -> f64 {
+    count as f64
+}

@@ -1,0 +1,314 @@
+//! Which request goes where, and what every answer has: a name, a log line, a count, and an end even if its handler
+//! panics.
+//!
+//! One function wraps all routes, so that a request costs no boxed future and no clone on its way to its handler.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use http::request::Parts;
+use http::{Method, Request, Response};
+use http_body_util::Full;
+use hyper::body::Body;
+use serde_json::json;
+use tokio::time::Instant;
+use tracing::Instrument as _;
+
+use super::body::BoxError;
+use super::error::ApiError;
+use super::head::{self, Entropy, REQUEST_ID, RequestId};
+use super::{Config, State, Traffic, infer, operator, ratelimit};
+use crate::auth::KeyId;
+use crate::model::Model;
+
+const MODEL: HeaderName = HeaderName::from_static("modelgate-model");
+
+/// An answer, whole in memory.
+pub(super) type Answer = Response<Full<Bytes>>;
+
+/// One address's routes and everything they need. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Router(Arc<Room>);
+
+/// What the handlers of one address share.
+#[derive(Debug)]
+pub(super) struct Room {
+    pub(super) state: State,
+    pub(super) config: Config,
+    pub(super) entropy: Entropy,
+    face: Face,
+}
+
+/// Who an address is for.
+#[derive(Clone, Copy, Debug)]
+enum Face {
+    Callers,
+    Operators,
+}
+
+/// The data address's routes, for a listener of ours or for Lambda.
+#[must_use]
+pub fn data_router(state: State, config: &Config) -> Router {
+    Router::new(Face::Callers, state, config)
+}
+
+/// The admin address's routes.
+#[must_use]
+pub fn admin_router(state: State, config: &Config) -> Router {
+    Router::new(Face::Operators, state, config)
+}
+
+impl Router {
+    fn new(face: Face, state: State, config: &Config) -> Self {
+        let entropy = Entropy::new(state.seed);
+        Self(Arc::new(Room { state, config: config.clone(), entropy, face }))
+    }
+
+    pub(super) fn traffic(&self) -> &Traffic {
+        &self.0.state.traffic
+    }
+
+    /// Answers `request`. Never fails and never panics: whatever happens is an answer.
+    pub async fn answer<B>(&self, request: Request<B>) -> Answer
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>>,
+    {
+        let room = &*self.0;
+        let (head, body) = request.into_parts();
+        let mut journal = Journal::open(room, &head);
+        let span = room.span(&head, &journal);
+        let handled = AssertUnwindSafe(room.handle(&head, body, &mut journal)).catch_unwind().instrument(span).await;
+        let result = handled.unwrap_or_else(|panic| {
+            room.state.traffic.0.panics.fetch_add(1, Ordering::Relaxed);
+            Err(ApiError::panicked(&*panic))
+        });
+        journal.close(room, &head.method, result)
+    }
+}
+
+/// Where a request goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route<'path> {
+    /// One model's prediction, or the only model's.
+    Predict(Option<&'path str>),
+    Usage,
+    Live,
+    Ready,
+    Metrics,
+    Models,
+}
+
+impl<'path> Route<'path> {
+    fn find(face: Face, path: &'path str) -> Option<Self> {
+        match (face, path) {
+            (_, "/livez") => Some(Self::Live),
+            (_, "/readyz") => Some(Self::Ready),
+            (Face::Callers, "/predict") => Some(Self::Predict(None)),
+            (Face::Callers, "/usage") => Some(Self::Usage),
+            (Face::Callers, path) => {
+                let name = path.strip_prefix("/models/")?.strip_suffix("/predict")?;
+                (!name.is_empty() && !name.contains('/')).then_some(Self::Predict(Some(name)))
+            }
+            (Face::Operators, "/metrics") => Some(Self::Metrics),
+            (Face::Operators, "/admin/models") => Some(Self::Models),
+            (Face::Operators, _) => None,
+        }
+    }
+
+    /// The route as written in the documentation: in logs, the caller's own text has no place.
+    const fn pattern(self) -> &'static str {
+        match self {
+            Self::Predict(None) => "/predict",
+            Self::Predict(Some(_)) => "/models/{name}/predict",
+            Self::Usage => "/usage",
+            Self::Live => "/livez",
+            Self::Ready => "/readyz",
+            Self::Metrics => "/metrics",
+            Self::Models => "/admin/models",
+        }
+    }
+
+    fn check_method(self, method: &Method) -> Result<(), ApiError> {
+        match self {
+            Self::Predict(_) if method == Method::POST => Ok(()),
+            Self::Predict(_) => Err(ApiError::method_not_allowed("POST")),
+            _ if method == Method::GET || method == Method::HEAD => Ok(()),
+            _ => Err(ApiError::method_not_allowed("GET, HEAD")),
+        }
+    }
+}
+
+impl Room {
+    async fn handle<B>(&self, head: &Parts, body: B, journal: &mut Journal) -> Result<Answer, ApiError>
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>>,
+    {
+        head::check(head, &self.config)?;
+        let route = Route::find(self.face, head.uri.path()).ok_or_else(ApiError::no_route)?;
+        journal.route = route.pattern();
+        route.check_method(&head.method)?;
+        match route {
+            Route::Predict(name) => infer::predict(self, name, head, body, journal).await,
+            Route::Usage => infer::usage(self, head, journal).await,
+            Route::Live => Ok(json_answer(&json!({ "status": "live" }))),
+            Route::Ready => operator::ready(&self.state),
+            Route::Metrics => Ok(operator::metrics(&self.state)),
+            Route::Models => Ok(operator::models(&self.state)),
+        }
+    }
+
+    /// A span where traces go somewhere, and nothing at all where they do not.
+    fn span(&self, head: &Parts, journal: &Journal) -> tracing::Span {
+        let Some(trace_parent) = self.state.trace_parent else { return tracing::Span::none() };
+        let span = tracing::info_span!("predict", request_id = journal.id.as_str());
+        trace_parent(&head.headers, &span);
+        span
+    }
+}
+
+/// What is known of a request so far: for its answer's headers and its log line.
+#[derive(Debug)]
+pub(super) struct Journal {
+    pub(super) id: RequestId,
+    pub(super) started: Instant,
+    pub(super) route: &'static str,
+    pub(super) key_id: Option<KeyId>,
+    pub(super) model: Option<Arc<Model>>,
+    pub(super) rows: usize,
+    pub(super) rate_limit: Option<ratelimit::Headers>,
+}
+
+impl Journal {
+    fn open(room: &Room, head: &Parts) -> Self {
+        Self {
+            id: RequestId::of(&head.headers, room.state.clock.now(), &room.entropy),
+            started: Instant::now(),
+            route: "none",
+            key_id: None,
+            model: None,
+            rows: 0,
+            rate_limit: None,
+        }
+    }
+
+    /// Counts and logs what happened, and makes it an answer.
+    fn close(self, room: &Room, method: &Method, result: Result<Answer, ApiError>) -> Answer {
+        let took = self.started.elapsed();
+        let mut answer = match result {
+            Ok(answer) => {
+                self.log_answer(method, answer.status().as_u16(), took);
+                answer
+            }
+            Err(error) => {
+                self.log_error(method, &error, took);
+                room.state.metrics.failed(
+                    self.model.as_deref(),
+                    error.code.as_str(),
+                    error.code.status().as_u16(),
+                    took,
+                );
+                error.into_response(self.id.as_str(), room.entropy.draw().u8(..))
+            }
+        };
+        self.write_headers(&mut answer);
+        answer
+    }
+
+    fn write_headers(self, answer: &mut Answer) {
+        let headers = answer.headers_mut();
+        headers.insert(REQUEST_ID, self.id.header());
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        if let Some(model) = &self.model {
+            headers.insert(MODEL, model.id().header().clone());
+        }
+        if let Some(rate_limit) = self.rate_limit {
+            rate_limit.insert_into(headers);
+        }
+    }
+
+    fn log_answer(&self, method: &Method, status: u16, took: Duration) {
+        tracing::debug!(
+            request_id = self.id.as_str(),
+            %method,
+            route = self.route,
+            status,
+            model = self.model.as_ref().map(|model| model.id().name.as_str()),
+            version = self.model.as_ref().map(|model| model.id().version.0),
+            key_id = self.key_id.as_deref(),
+            rows = self.rows,
+            latency_ms = millis(took),
+            "answered"
+        );
+    }
+
+    /// Refusals are the callers' news, or are expected under load: an operator is not called for them. What is our
+    /// fault is logged with its source.
+    fn log_error(&self, method: &Method, error: &ApiError, took: Duration) {
+        macro_rules! line {
+            ($level:ident, $text:literal) => {
+                tracing::$level!(
+                    request_id = self.id.as_str(),
+                    %method,
+                    route = self.route,
+                    status = error.code.status().as_u16(),
+                    code = error.code.as_str(),
+                    model = self.model.as_ref().map(|model| model.id().name.as_str()),
+                    version = self.model.as_ref().map(|model| model.id().version.0),
+                    key_id = self.key_id.as_deref(),
+                    rows = self.rows,
+                    latency_ms = millis(took),
+                    error = error.source(),
+                    $text
+                )
+            };
+        }
+        if error.code.is_fault() { line!(error, "failed") } else { line!(debug, "refused") }
+    }
+}
+
+fn millis(took: Duration) -> f64 {
+    took.as_secs_f64() * 1000.0
+}
+
+/// A JSON answer, for routes that are not in a hurry.
+pub(super) fn json_answer(value: &serde_json::Value) -> Answer {
+    body_of("application/json", value.to_string().into())
+}
+
+/// A good answer.
+pub(super) fn body_of(media_type: &'static str, body: Bytes) -> Answer {
+    let mut answer = Response::new(Full::new(body));
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(face: Face, path: &str, expect: Option<Route<'_>>) {
+        assert_eq!(Route::find(face, path), expect, "{face:?} {path}");
+    }
+
+    #[test]
+    fn a_path_has_one_meaning_or_none() {
+        check(Face::Callers, "/predict", Some(Route::Predict(None)));
+        check(Face::Callers, "/models/credit-score/predict", Some(Route::Predict(Some("credit-score"))));
+        check(Face::Callers, "/models//predict", None);
+        check(Face::Callers, "/models/predict", None);
+        check(Face::Callers, "/models/a/b/predict", None);
+        check(Face::Callers, "/predict/", None);
+        check(Face::Callers, "//predict", None);
+        check(Face::Callers, "/metrics", None);
+        check(Face::Callers, "/admin/models", None);
+        check(Face::Operators, "/metrics", Some(Route::Metrics));
+        check(Face::Operators, "/predict", None);
+        check(Face::Operators, "/livez", Some(Route::Live));
+    }
+}
