@@ -34,7 +34,7 @@ const QUESTIONS_AT_ONCE: usize = 8;
 const REAP_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The longest pause between polls while the registry fails.
-const LONGEST_POLL_PAUSE: Duration = Duration::from_secs(300);
+const LONGEST_POLL_PAUSE: Duration = Duration::from_mins(5);
 
 /// How the control plane goes about it.
 #[derive(Clone, Debug)]
@@ -130,10 +130,11 @@ impl Manager {
             let look_up = move || cache.last_good(&name);
             let Ok(Some((found, fetched))) = tokio::task::spawn_blocking(look_up).await else { continue };
             // Another registered model under the same name is another model: its last good version is not ours.
-            if found.registered_model == self.models[index].config.registered_model {
-                if let Err(unfit) = self.try_version(index, &found, fetched, Origin::LastGood).await {
-                    self.refuse(index, &found, &whole_reason(&unfit), &mut Round::default());
-                }
+            if found.registered_model != self.models[index].config.registered_model {
+                continue;
+            }
+            if let Err(unfit) = self.try_version(index, &found, fetched, Origin::LastGood).await {
+                self.refuse(index, &found, &whole_reason(&unfit), &mut Round::default());
             }
         }
     }
@@ -150,8 +151,10 @@ impl Manager {
 
     /// What the registry says of each model, in the order of the models.
     async fn ask(&self) -> Vec<Result<Found, RegistryError>> {
-        let questions =
-            self.models.iter().map(|model| self.registry.resolve(&model.config.registered_model, &model.config.select));
+        let mut questions = Vec::with_capacity(self.models.len());
+        for Followed { config, .. } in &self.models {
+            questions.push(self.registry.resolve(&config.registered_model, &config.select));
+        }
         stream::iter(questions).buffered(QUESTIONS_AT_ONCE).collect().await
     }
 
@@ -369,15 +372,7 @@ fn pause_before_next(interval: Duration, silent_rounds: u32, asked: Option<Durat
 }
 
 fn wait_asked_for(error: &RegistryError) -> Option<Duration> {
-    match error {
-        RegistryError::Busy { retry_after } => *retry_after,
-        RegistryError::Unreachable(_)
-        | RegistryError::Refused(_)
-        | RegistryError::NotFound(_)
-        | RegistryError::Nonsense(_)
-        | RegistryError::BadArtifacts(_)
-        | RegistryError::Disk(_) => None,
-    }
+    if let RegistryError::Busy { retry_after } = error { *retry_after } else { None }
 }
 
 /// An error and everything that led to it, on one line.
@@ -407,7 +402,7 @@ mod tests {
         assert_eq!(poll(0, None, 1.0), 36);
         assert_eq!(poll(1, None, 0.5), 60);
         assert_eq!(poll(99, None, 0.5), 300);
-        assert_eq!(poll(0, Some(Duration::from_secs(120)), 0.5), 120);
-        assert_eq!(poll(0, Some(Duration::from_secs(86_400)), 0.5), 300, "a registry cannot silence us for a day");
+        assert_eq!(poll(0, Some(Duration::from_mins(2)), 0.5), 120);
+        assert_eq!(poll(0, Some(Duration::from_hours(24)), 0.5), 300, "a registry cannot silence us for a day");
     }
 }

@@ -1,5 +1,6 @@
 //! From a folder on disk to a model that has proved it can answer. Blocking; runs on a thread of its own.
 
+use crate::model::outputs::{Decision, DecisionError};
 use crate::model::runtime::Runtime;
 use crate::model::{Identity, LoadError, Model, PredictError, Spec};
 use crate::registry::mlmodel::MlModel;
@@ -14,7 +15,7 @@ const STACK_BYTES: usize = 64 << 20;
 
 /// Why a version is not fit to serve.
 #[derive(Debug, thiserror::Error)]
-pub enum Unfit {
+pub(super) enum Unfit {
     /// Its files are not what is needed.
     #[error(transparent)]
     Files(#[from] RegistryError),
@@ -22,8 +23,8 @@ pub enum Unfit {
     #[error(transparent)]
     Load(#[from] LoadError),
     /// The tags that say how to read its outputs are not readable.
-    #[error("a version tag cannot be used: {0}")]
-    Tags(String),
+    #[error(transparent)]
+    Tags(#[from] DecisionError),
     /// It loads, but gives no answer.
     #[error("the model does not answer its warm-up: {0}")]
     WarmUp(#[from] PredictError),
@@ -57,7 +58,7 @@ fn load_blocking(
     fetched: &Fetched,
 ) -> Result<Model, Unfit> {
     let mlmodel = MlModel::read(&fetched.folder)?;
-    let decision = config.decision.or_from_tags(&found.tags).map_err(|error| Unfit::Tags(error.to_string()))?;
+    let decision = config.decision.or(Decision::from_tags(&found.tags)?);
     let model = Model::load(
         runtime,
         Spec {

@@ -51,7 +51,7 @@ const DECISIVE_TAGS: [&str; 3] = ["modelgate.labels", "modelgate.threshold", "mo
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The longest pause between tries.
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 
 /// What to do next.
 #[must_use]
