@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use aws_config::SdkConfig;
 use tokio::net::TcpListener;
-use tokio::time::MissedTickBehavior;
+use tokio::sync::OnceCell;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -24,8 +26,9 @@ use crate::model::{self, Models};
 use crate::quota::Quota;
 use crate::registry::Registry;
 use crate::registry::cache::Cache;
-use crate::server::{self, Readiness, State};
+use crate::server::{self, Readiness, State, Traffic};
 use crate::task::{self, Tasks};
+use crate::telemetry;
 
 mod demo;
 
@@ -34,11 +37,14 @@ pub use demo::demo;
 /// How soon a key that was revoked in another process stops working here.
 const KEY_REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often exact usage is written.
+/// How often what idle callers had set aside is given back.
 const SETTLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often segments are looked at for being full or old.
 const CAPTURE_FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a stop waits for measurements and samples to be taken. Samples that are not stay on disk for the next start.
+const LAST_FLUSH: Duration = Duration::from_secs(15);
 
 /// The stack on which ONNX Runtime is loaded and put to the test.
 const RUNTIME_STACK_BYTES: usize = 64 << 20;
@@ -85,7 +91,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     let Surroundings { clock, seed } = surroundings;
     make_data_dir(&config.data_dir)?;
     let runtime = load_runtime(config.onnxruntime.clone()).await?;
-    let keys = Arc::new(ApiKeys::open(config.auth)?);
+    let keys = Arc::new(ApiKeys::open(config.auth, &mut getrandom::fill)?);
     let quota = Arc::new(Quota::open(config.quota)?);
     let metrics = Metrics::new(config.metrics);
     let aws = Aws::default();
@@ -109,6 +115,9 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
         clock: clock.clone(),
         poll_interval,
         runtime_version: runtime.version().into(),
+        traffic: Traffic::default(),
+        seed,
+        trace_parent: config.telemetry.otlp.is_some().then_some(|headers, span| telemetry::follow(span, headers)),
     };
     let running = Running {
         data: data.local_addr()?,
@@ -122,7 +131,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
 
     let (front, back) = (&running.front, &running.back);
     let data_routes = server::data_router(state.clone(), &config.server);
-    let admin_routes = server::admin_router(state);
+    let admin_routes = server::admin_router(state, &config.server);
     front.spawn("data-listener", server::serve(data, data_routes, config.server.clone(), front.stopping()));
     front.spawn("admin-listener", server::serve(admin, admin_routes, config.server, front.stopping()));
     back.spawn("registry", follow_registry(manager, clock.clone(), seed, back.stopping()));
@@ -132,7 +141,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
         back.spawn("capture", write_samples(writer, clock.clone(), back.stopping()));
     }
     if let Some(to) = config.cloudwatch {
-        let client = aws_sdk_cloudwatch::Client::new(aws.config().await);
+        let client = cloudwatch::client(aws.config().await);
         let flusher = cloudwatch::Flusher::new(metrics, client, to.clone());
         back.spawn("cloudwatch", send_metrics(flusher, to.interval, clock, back.stopping()));
     }
@@ -168,11 +177,17 @@ impl Running {
     }
 }
 
-/// Runs a gateway until a signal asks it to stop; `ready` is called once it listens.
+/// Runs a gateway until a signal asks it to stop.
 ///
 /// # Errors
 /// When it cannot be built, or a part of it died.
-pub fn serve(config: Config, ready: impl FnOnce(&Running)) -> anyhow::Result<()> {
+pub fn serve(config: Config) -> anyhow::Result<()> {
+    serve_and_tell(config, |_| {})
+}
+
+/// The same; `ready` is called once it listens.
+fn serve_and_tell(config: Config, ready: impl FnOnce(&Running)) -> anyhow::Result<()> {
+    let _telemetry = telemetry::init(&config.telemetry)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("modelgate")
@@ -232,7 +247,7 @@ async fn open_capture(
     let sink = match &config.sink {
         capture::sink::Config::Directory(folder) => capture::sink::Sink::Directory(folder.clone()),
         capture::sink::Config::S3 { bucket, prefix } => capture::sink::Sink::S3 {
-            client: aws_sdk_s3::Client::new(aws.config().await),
+            client: s3_client(aws.config().await),
             bucket: bucket.clone(),
             prefix: prefix.clone(),
         },
@@ -257,15 +272,21 @@ fn http_client() -> anyhow::Result<reqwest::Client> {
 
 /// The AWS SDK's configuration, looked up only by those who need it: without a region it asks the instance's metadata.
 #[derive(Default)]
-struct Aws(tokio::sync::OnceCell<aws_config::SdkConfig>);
+struct Aws(OnceCell<SdkConfig>);
 
 impl Aws {
-    async fn config(&self) -> &aws_config::SdkConfig {
+    async fn config(&self) -> &SdkConfig {
         self.0.get_or_init(load_aws_config).await
     }
 }
 
-async fn load_aws_config() -> aws_config::SdkConfig {
+/// A stand-in for S3 rarely answers under `<bucket>.<host>`: where the endpoint is given, the bucket goes into the path.
+fn s3_client(config: &SdkConfig) -> aws_sdk_s3::Client {
+    let path_style = config.endpoint_url().is_some();
+    aws_sdk_s3::Client::from_conf(aws_sdk_s3::config::Builder::from(config).force_path_style(path_style).build())
+}
+
+async fn load_aws_config() -> SdkConfig {
     use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
     let client = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
     let timeouts = aws_config::timeout::TimeoutConfig::builder()
@@ -289,8 +310,9 @@ async fn follow_registry(mut manager: Manager, clock: Clock, seed: u64, stop: Ca
 }
 
 async fn refresh_keys(keys: Arc<ApiKeys>, stop: CancellationToken) {
+    let mut pace = Pace::new(KEY_REFRESH_INTERVAL, stop);
     let mut healthy = true;
-    every(KEY_REFRESH_INTERVAL, stop, async || {
+    while pace.next().await {
         let keys = Arc::clone(&keys);
         let refreshed = tokio::task::spawn_blocking(move || keys.refresh_once()).await;
         match refreshed {
@@ -302,42 +324,76 @@ async fn refresh_keys(keys: Arc<ApiKeys>, stop: CancellationToken) {
             Ok(Err(_)) => {}
             Err(panic) => error!("reading the key store panicked: {panic}"),
         }
-    })
-    .await;
+    }
 }
 
 async fn settle_usage(quota: Arc<Quota>, clock: Clock, stop: CancellationToken) {
+    let mut pace = Pace::new(SETTLE_INTERVAL, stop);
     let mut healthy = true;
-    let mut settle = async || match quota.settle_once(clock.now()).await {
-        Ok(_) => healthy = true,
-        Err(error) if healthy => {
-            warn!("cannot write usage, it is kept and written later: {error}");
-            healthy = false;
+    while pace.next().await {
+        match quota.settle_once(clock.now()).await {
+            Ok(_) => healthy = true,
+            Err(error) if healthy => {
+                warn!("cannot write usage, it is kept and written later: {error}");
+                healthy = false;
+            }
+            Err(_) => {}
         }
-        Err(_) => {}
-    };
-    every(SETTLE_INTERVAL, stop, &mut settle).await;
-    settle().await;
+    }
+    if let Err(error) = quota.settle_all(clock.now()).await {
+        warn!("cannot write the last usage; callers may get fewer requests than their quota: {error}");
+    }
 }
 
 async fn send_metrics(mut flusher: cloudwatch::Flusher, interval: Duration, clock: Clock, stop: CancellationToken) {
-    every(interval, stop, async || drop(flusher.flush_once(clock.now()).await)).await;
-    flusher.flush_once(clock.now()).await;
+    let mut pace = Pace::new(interval, stop);
+    while pace.next().await {
+        flusher.flush_once(clock.now()).await;
+    }
+    if tokio::time::timeout(LAST_FLUSH, flusher.flush_once(clock.now())).await.is_err() {
+        warn!("CloudWatch did not take the last measurements in time; they are lost");
+    }
 }
 
+/// Spools as samples come, and flushes at every interval. Ends when the last [`Capture`] is gone, which is when the
+/// listeners have closed, or when it is told to stop and nothing waits any more.
 async fn write_samples(mut writer: capture::Writer, clock: Clock, stop: CancellationToken) {
-    todo!("driver")
-}
-
-/// Calls `step` at every interval until `stop`.
-async fn every(interval: Duration, stop: CancellationToken, mut step: impl AsyncFnMut()) {
-    let mut ticks = tokio::time::interval(interval);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks.tick().await;
+    let mut pace = Pace::new(CAPTURE_FLUSH_INTERVAL, stop);
     loop {
         tokio::select! {
-            _ = ticks.tick() => step().await,
-            () = stop.cancelled() => return,
+            spooled = writer.spool_once() => if spooled.is_none() { break },
+            go_on = pace.next() => {
+                if !go_on {
+                    break;
+                }
+                writer.flush_once(clock.now(), false).await;
+            }
+        }
+    }
+    if tokio::time::timeout(LAST_FLUSH, writer.flush_once(clock.now(), true)).await.is_err() {
+        warn!("samples could not be sent in time; they wait in the spool for the next start");
+    }
+}
+
+/// When a driver takes its next step.
+struct Pace {
+    ticks: Interval,
+    stop: CancellationToken,
+}
+
+impl Pace {
+    /// One step an interval, the first after one; a step that takes longer puts off the next.
+    fn new(interval: Duration, stop: CancellationToken) -> Self {
+        let mut ticks = tokio::time::interval_at(Instant::now() + interval, interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { ticks, stop }
+    }
+
+    /// Waits for the next step; false when it is time to stop.
+    async fn next(&mut self) -> bool {
+        tokio::select! {
+            _ = self.ticks.tick() => true,
+            () = self.stop.cancelled() => false,
         }
     }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::Context;
 use secrecy::ExposeSecret;
 
-use super::{Running, serve};
+use super::{Running, serve_and_tell};
 use crate::auth::ApiKeys;
 use crate::clock::Clock;
 use crate::config::{self, Sources};
@@ -38,20 +38,21 @@ const CONFIG: &str = include_str!("../../demo/modelgate.toml");
 /// The body of the printed curl line.
 const REQUEST: &str = include_str!("../../demo/request.json");
 
-/// Runs the demo until a signal ends it. `say` is given what a visitor should read.
+/// Runs the demo until a signal ends it; `sources` has the environment and the flags that were given. `say` is given what
+/// a visitor should read.
 ///
 /// # Errors
 /// When the gateway cannot be built.
-pub fn demo(say: impl Fn(&str)) -> anyhow::Result<()> {
+pub fn demo(sources: Sources, say: impl Fn(&str)) -> anyhow::Result<()> {
     let folder = tempfile::Builder::new().prefix("modelgate-demo-").tempdir().context("cannot make a folder")?;
-    let registry = folder.path().join("registry");
-    unpack(&registry)?;
+    unpack(&folder.path().join("registry"))?;
     let file = folder.path().join("modelgate.toml");
     fs::write(&file, filled_in(folder.path()))?;
-    let config = config::load(Sources { file: Some(file.clone()), ..Sources::default() })?;
-    let keys = ApiKeys::open(config.auth.clone())?;
-    let (_, key) = keys.create("demo", "demo", None, Clock::system().now())?;
-    serve(config, |running| say(&welcome(running, folder.path(), key.expose_secret())))
+    let config = config::load(&Sources { file: Some(file), ..sources })?.config;
+    fs::create_dir_all(&config.data_dir)?;
+    let keys = ApiKeys::open(config.auth.clone(), &mut getrandom::fill)?;
+    let (_, key) = keys.create("demo", "demo", None, Clock::system().now(), &mut getrandom::fill)?;
+    serve_and_tell(config, |running| say(&welcome(running, folder.path(), key.expose_secret())))
 }
 
 fn unpack(registry: &Path) -> anyhow::Result<()> {
