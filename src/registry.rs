@@ -16,6 +16,7 @@ pub mod cache;
 pub mod directory;
 pub mod mlflow;
 pub mod mlmodel;
+mod path;
 
 /// Which version of a registered model to serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,6 +119,9 @@ pub enum RegistryError {
     /// The answer is not one we know.
     #[error("the registry's answer makes no sense: {0}")]
     Nonsense(String),
+    /// The version's files are not all there, or change while they are fetched. Worth trying again.
+    #[error("the version's files are not all there yet: {0}")]
+    Incomplete(String),
     /// The version's files cannot be fetched as they are.
     #[error("the version's files cannot be used: {0}")]
     BadArtifacts(String),
@@ -139,7 +143,10 @@ impl Registry {
     /// A registry to ask; asks nothing yet. `http` must follow no redirects.
     #[must_use]
     pub fn new(config: Config, http: reqwest::Client) -> Self {
-        todo!()
+        match config {
+            Config::Mlflow(mlflow) => Self::Mlflow(mlflow::Client::new(mlflow, http)),
+            Config::Directory(root) => Self::Directory(directory::Directory::new(root)),
+        }
     }
 
     /// The version that `select` points at now.
@@ -147,7 +154,10 @@ impl Registry {
     /// # Errors
     /// When there is no answer, or it is no version.
     pub async fn resolve(&self, registered_model: &str, select: &Select) -> Result<Found, RegistryError> {
-        todo!()
+        match self {
+            Self::Mlflow(client) => client.resolve(registered_model, select).await,
+            Self::Directory(directory) => directory.resolve(registered_model, select),
+        }
     }
 
     /// Brings the files of `found` into `cache`.
@@ -155,6 +165,9 @@ impl Registry {
     /// # Errors
     /// When they cannot be brought whole, or break a rule.
     pub async fn fetch(&self, found: &Found, cache: &cache::Cache) -> Result<Fetched, RegistryError> {
-        todo!()
+        match self {
+            Self::Mlflow(client) => client.fetch(found, cache).await,
+            Self::Directory(directory) => directory.fetch(found, cache).await,
+        }
     }
 }

@@ -1,0 +1,24 @@
+#!/bin/sh
+# Puts the real MLflow servers that the tests talk to into .venv/mlflow-3 and .venv/mlflow-2, from the pinned lists
+# beside this script. Needs Python 3.11 or newer with pip and venv. Does nothing for what is already there.
+#
+#   scripts/test-servers.sh
+set -eu
+
+scripts=$(cd "$(dirname "$0")" && pwd)
+into=$(dirname "$scripts")/.venv
+python=${PYTHON:-python3}
+
+for major in 3 2; do
+    list=$scripts/mlflow-$major.txt
+    venv=$into/mlflow-$major
+    wanted=$(cksum <"$list")
+    if [ "$(cat "$venv/from-list" 2>/dev/null)" = "$wanted" ]; then
+        continue
+    fi
+    echo "installing $(grep '^mlflow==' "$list") into .venv/mlflow-$major (about 390 MB, half a minute)…" >&2
+    rm -rf "$venv"
+    "$python" -m venv "$venv"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --requirement "$list"
+    echo "$wanted" >"$venv/from-list"
+done

@@ -1,0 +1,240 @@
+//! A whole gateway in this process: real sockets, a real model engine, a registry that is a directory of its own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use modelgate::app::{self, Running, Surroundings};
+use modelgate::auth::ApiKeys;
+use modelgate::clock::Clock;
+use modelgate::config::{self, Config, Flags, Purpose, Sources};
+use secrecy::ExposeSecret;
+use serde_json::Value;
+
+use super::fixtures;
+
+/// How often test gateways look at their registry.
+const POLL: Duration = Duration::from_millis(10);
+
+/// The longest any wait of a test may take before it is taken for never.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// What a gateway is made of before it runs. Its folder outlives it, so that another can be started there.
+#[derive(Debug)]
+pub(crate) struct Site {
+    folder: tempfile::TempDir,
+    text: String,
+    keys: BTreeMap<String, String>,
+}
+
+impl Site {
+    /// A site whose configuration is `text`, in which `{folder}` stands for its folder; addresses are chosen by the system,
+    /// and the registry is `{folder}/registry` unless `text` has one.
+    pub(crate) fn new(text: &str) -> Self {
+        install_tls();
+        let folder = tempfile::tempdir().unwrap();
+        let mut text = text.replace("{folder}", &folder.path().display().to_string());
+        text.insert_str(0, &format!("data_dir = \"{}/data\"\n", folder.path().display()));
+        if !text.contains("[registry]") {
+            let registry = folder.path().join("registry");
+            text = format!("{text}\n[registry]\nuri = \"file:{}\"\n", registry.display());
+        }
+        text.push_str(
+            "\n[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\ndrain_delay = \"0s\"\n\
+             max_connections_per_address = 4096\n",
+        );
+        fs::create_dir_all(folder.path().join("registry")).unwrap();
+        Self { folder, text, keys: BTreeMap::new() }
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn registry(&self) -> PathBuf {
+        self.folder.path().join("registry")
+    }
+
+    /// Puts a fixture's files into the registry as a version, whole at once.
+    pub(crate) fn register(&self, model: &str, version: u64, fixture: &str) {
+        self.register_files(model, version, &fixtures::folder(fixture), |_| {});
+    }
+
+    /// A version of the fixture `sum`, whose answers are `base` plus the sum of a row.
+    pub(crate) fn register_sum(&self, model: &str, version: u64, base: f32) {
+        self.register_files(model, version, &fixtures::folder("sum"), |folder| {
+            let file = folder.join("model.onnx");
+            fs::write(&file, fixtures::sum_model(base)).unwrap();
+        });
+    }
+
+    fn register_files(&self, model: &str, version: u64, from: &Path, change: impl FnOnce(&Path)) {
+        let model = self.registry().join(model);
+        fs::create_dir_all(&model).unwrap();
+        let half = model.join(format!(".{version}.half"));
+        fs::create_dir_all(&half).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), half.join(entry.file_name())).unwrap();
+        }
+        change(&half);
+        fs::rename(half, model.join(version.to_string())).unwrap();
+    }
+
+    /// Points the alias `champion` at a version.
+    pub(crate) fn promote(&self, model: &str, version: u64) {
+        let model = self.registry().join(model);
+        fs::write(model.join("aliases.half"), format!("champion = {version}\n")).unwrap();
+        fs::rename(model.join("aliases.half"), model.join("aliases.toml")).unwrap();
+    }
+
+    /// The configuration, with the tests' short poll interval.
+    pub(crate) fn config(&self) -> Config {
+        let file = self.folder.path().join("modelgate.toml");
+        fs::write(&file, &self.text).unwrap();
+        let sources = Sources {
+            file: Some(file),
+            env: Vec::new(),
+            flags: Flags::default(),
+            processors: NonZeroUsize::new(2).unwrap(),
+            purpose: Purpose::Serve,
+        };
+        let mut config = config::load(&sources).unwrap_or_else(|errors| panic!("{errors}")).config;
+        config.manager.poll_interval = POLL;
+        config
+    }
+
+    /// The plan's key, made at its first use.
+    pub(crate) fn key(&mut self, plan: &str) -> String {
+        if let Some(key) = self.keys.get(plan) {
+            return key.clone();
+        }
+        let auth = self.config().auth;
+        fs::create_dir_all(auth.store.parent().unwrap()).unwrap();
+        let keys = ApiKeys::open(auth, &mut getrandom::fill).unwrap();
+        let (_, secret) = keys.create(plan, plan, None, Clock::system().now(), &mut getrandom::fill).unwrap();
+        let key = secret.expose_secret().to_owned();
+        self.keys.insert(plan.to_owned(), key.clone());
+        key
+    }
+
+    /// Starts a gateway here, and returns once it listens.
+    pub(crate) async fn start(&mut self, plan: &str) -> Gate {
+        let key = self.key(plan);
+        let surroundings = Surroundings { clock: Clock::system(), seed: 7 };
+        let running = app::start(self.config(), surroundings).await.unwrap_or_else(|error| panic!("{error:#}"));
+        let http = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
+        Gate { data: running.data, admin: running.admin, key, http, running }
+    }
+}
+
+/// A gateway that runs, and a client with a key.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    pub(crate) data: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) key: String,
+    pub(crate) http: reqwest::Client,
+    running: Running,
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) body: Value,
+}
+
+impl Answer {
+    pub(crate) async fn of(response: reqwest::Response) -> Self {
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let bytes = response.bytes().await.unwrap();
+        Self { status, headers, body: serde_json::from_slice(&bytes).unwrap_or(Value::Null) }
+    }
+
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+}
+
+impl Gate {
+    pub(crate) fn client(&self) -> Client {
+        Client { data: self.data, key: self.key.clone(), http: self.http.clone() }
+    }
+
+    pub(crate) async fn predict(&self, model: &str, data: &Value) -> Answer {
+        self.client().predict(model, data).await
+    }
+
+    pub(crate) async fn get(&self, address: SocketAddr, path: &str) -> Answer {
+        let request = self.http.get(format!("http://{address}{path}")).header("x-api-key", &self.key);
+        Answer::of(request.send().await.unwrap()).await
+    }
+
+    /// What `/admin/models` says of one model.
+    pub(crate) async fn status(&self, model: &str) -> Value {
+        let page = self.get(self.admin, "/admin/models").await.body;
+        page["models"].as_array().unwrap().iter().find(|entry| entry["name"] == model).unwrap().clone()
+    }
+
+    /// Waits until `model` is served in `version`.
+    pub(crate) async fn serves(&self, model: &str, version: u64) {
+        let served = || self.running.models().get(model).ok().map(|model| model.id().version.0);
+        eventually(&format!("`{model}` in version {version}"), async || served() == Some(version)).await;
+    }
+
+    /// Waits until the status of `model` satisfies `holds`.
+    pub(crate) async fn says(&self, model: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        eventually(what, async || holds(&self.status(model).await)).await;
+        self.status(model).await
+    }
+
+    /// Stops in order.
+    pub(crate) async fn stop(self) {
+        assert!(self.running.stop().await, "a background task died");
+    }
+}
+
+/// A caller that can go to another task.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    data: SocketAddr,
+    key: String,
+    http: reqwest::Client,
+}
+
+impl Client {
+    pub(crate) async fn predict(&self, model: &str, data: &Value) -> Answer {
+        let body = serde_json::json!({ "data": data });
+        self.post(&format!("/models/{model}/predict"), body.to_string()).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> Answer {
+        let request = self
+            .http
+            .post(format!("http://{}{path}", self.data))
+            .header("x-api-key", &self.key)
+            .header("content-type", "application/json")
+            .body(body);
+        Answer::of(request.send().await.unwrap()).await
+    }
+}
+
+/// Looks again and again until `holds`; a test that waits in vain fails and says for what.
+pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let end = tokio::time::Instant::now() + PATIENCE;
+    while !holds().await {
+        assert!(tokio::time::Instant::now() < end, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// The one TLS stack, as `main` installs it.
+pub(crate) fn install_tls() {
+    // Another test of this process may have been first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
