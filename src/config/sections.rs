@@ -1,0 +1,372 @@
+//! One function for each section of `default.toml`, except the models.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use percent_encoding::percent_decode_str;
+use secrecy::SecretString;
+use tracing_subscriber::EnvFilter;
+use url::Url;
+
+use super::layer::{Origin, Value, mask_url};
+use super::reader::Section;
+use super::value::{Parsed, SECOND, address, duration, number, path, size, text, text_as, texts, whole, word};
+use super::{Purpose, variable};
+use crate::auth::{Access, PlanName};
+use crate::manager::ModelConfig;
+use crate::quota::{Limit, Period, Plan, Throttle, Unit};
+use crate::registry::Credentials;
+use crate::telemetry::LogFormat;
+use crate::{capture, metrics, registry, server, telemetry};
+
+const HOUR: Duration = Duration::from_hours(1);
+
+/// A count from one to a million: enough for every limit that is a number of things.
+fn count<T: TryFrom<u64>>() -> impl Fn(&Value) -> Parsed<T> {
+    whole(1..=1_000_000)
+}
+
+pub(super) fn server(mut s: Section<'_>) -> server::Config {
+    let time = || duration(SECOND..=HOUR);
+    let pause = || duration(Duration::ZERO..=HOUR);
+    // The one shape there is; a choice once there are two.
+    s.defaulted("error_style", word(&[("problem", ())], &["api-gateway"]));
+    let config = server::Config {
+        listen: s.defaulted("listen", address),
+        admin_listen: s.defaulted("admin_listen", address),
+        max_body: s.defaulted("max_body", size(ByteSize::kib(1)..=ByteSize::gib(1))),
+        deadline: s.defaulted("deadline", time()),
+        max_rows: s.defaulted("max_rows", count()),
+        // Reading JSON deeper than this could overflow a thread's stack.
+        max_depth: s.defaulted("max_depth", whole(3..=127)),
+        max_header_bytes: s.defaulted("max_header_bytes", size(ByteSize::kib(8)..=ByteSize::mib(1))),
+        max_headers: s.defaulted("max_headers", whole(16..=1024)),
+        header_timeout: s.defaulted("header_timeout", time()),
+        body_timeout: s.defaulted("body_timeout", time()),
+        idle_timeout: s.defaulted("idle_timeout", time()),
+        max_connections: non_zero(s.defaulted("max_connections", count())),
+        max_connections_per_address: non_zero(s.defaulted("max_connections_per_address", count())),
+        max_streams: NonZeroU32::new(s.defaulted("max_streams", whole(1..=65_535))).unwrap_or(NonZeroU32::MIN),
+        max_in_flight: non_zero(s.defaulted("max_in_flight", count())),
+        drain_delay: s.defaulted("drain_delay", pause()),
+        grace: s.defaulted("grace", pause()),
+    };
+    check_addresses(&mut s, config.listen, config.admin_listen);
+    s.finish();
+    config
+}
+
+/// Whoever reaches the admin address may use it: it asks for no key.
+fn check_addresses(s: &mut Section<'_>, listen: SocketAddr, admin: SocketAddr) {
+    if !admin.ip().to_canonical().is_loopback() {
+        let text = format!(
+            "found {admin}, expected an address of this machine only, such as \"127.0.0.1:8081\": the admin address asks for no key"
+        );
+        s.mistake("admin_listen", &text);
+    }
+    if admin == listen && admin.port() != 0 {
+        s.mistake("admin_listen", "expected another address than `server.listen`");
+    }
+}
+
+/// What [`count`] read, in the type that says so.
+fn non_zero(count: usize) -> NonZeroUsize {
+    NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN)
+}
+
+pub(super) fn engine(mut s: Section<'_>, processors: NonZeroUsize) -> usize {
+    let default = Value::Integer(i64::try_from(processors.get()).map_or(1, |processors| processors.min(1024)));
+    let slots = s.or("slots", default, whole(1..=1024));
+    s.finish();
+    slots
+}
+
+enum Location {
+    Server(Url),
+    Directory(PathBuf),
+}
+
+/// Where versions come from, and how often to look.
+pub(super) fn registry(mut s: Section<'_>) -> (registry::Config, Duration) {
+    let location = s.defaulted("uri", text_as("\"http://…\", \"https://…\" or \"file:directory\"", location));
+    let poll_interval = s.defaulted("poll_interval", duration(SECOND * 5..=HOUR * 24));
+    let timeout = s.defaulted("timeout", duration(SECOND..=HOUR));
+    let max_bytes = s.defaulted("max_bytes", size(ByteSize::kib(1)..=ByteSize::tib(1)));
+    let given = credentials(&mut s);
+    let workspace = s.optional("workspace", text);
+    s.finish();
+    let config = match location {
+        Location::Directory(root) => registry::Config::Directory(root),
+        Location::Server(mut uri) => {
+            let in_uri = take_credentials(&mut uri);
+            let credentials = if matches!(given, Credentials::None) { in_uri } else { given };
+            registry::Config::Mlflow(registry::Mlflow { uri, credentials, timeout, workspace, max_bytes })
+        }
+    };
+    (config, poll_interval)
+}
+
+fn location(text: &str) -> Option<Location> {
+    if let Some(root) = directory(text) {
+        return Some(Location::Directory(root));
+    }
+    let url = Url::parse(text).ok()?;
+    let plain = matches!(url.scheme(), "http" | "https") && url.query().is_none() && url.fragment().is_none();
+    plain.then_some(Location::Server(url))
+}
+
+/// The directory in `file:directory` or `file:///directory`.
+fn directory(text: &str) -> Option<PathBuf> {
+    let path = text.strip_prefix("file:")?;
+    let path = if path.starts_with("///") { &path[2..] } else { path };
+    (!path.is_empty() && !path.starts_with("//")).then(|| path.into())
+}
+
+/// As MLflow has it: a name with a password before a token.
+fn credentials(s: &mut Section<'_>) -> Credentials {
+    let username = s.optional("username", text);
+    let password = secret(s, "password", "password_file");
+    let token = secret(s, "token", "token_file");
+    check_pair(s);
+    match (username, password, token) {
+        (Some(username), Some(password), _) => Credentials::Basic { username, password },
+        (_, _, Some(token)) => Credentials::Bearer(token),
+        _ => Credentials::None,
+    }
+}
+
+/// Half of a name and password is a mistake, unless there is a token to do without them.
+fn check_pair(s: &mut Section<'_>) {
+    let has_token = s.has("token") || s.has("token_file");
+    let password = ["password", "password_file"].into_iter().find(|key| s.has(key));
+    match (s.has("username"), password) {
+        (true, None) if !has_token => s.mistake("username", "expected a `password` or `password_file` with it"),
+        (false, Some(key)) if !has_token => s.mistake(key, "expected a `username` with it"),
+        _ => (),
+    }
+}
+
+/// The secret at `key`, or in the file at `file_key`.
+fn secret(s: &mut Section<'_>, key: &'static str, file_key: &'static str) -> Option<SecretString> {
+    let written = s.secret(key);
+    let file = s.optional(file_key, path);
+    if s.has(key) && s.has(file_key) {
+        s.mistake(file_key, &format!("expected either this or `{key}`, not both"));
+    }
+    let from_file = file.and_then(|file| match read_secret(&file) {
+        Ok(secret) => Some(secret),
+        Err(problem) => {
+            s.mistake(file_key, &format!("cannot read `{}`: {problem}", file.display()));
+            None
+        }
+    });
+    written.or(from_file).map(SecretString::from)
+}
+
+fn read_secret(file: &Path) -> Result<String, String> {
+    let text = std::fs::read_to_string(file).map_err(|error| error.to_string())?;
+    match text.trim_end_matches(['\r', '\n']) {
+        "" => Err("it is empty".to_owned()),
+        secret => Ok(secret.to_owned()),
+    }
+}
+
+/// Moves the user and password out of `https://user:password@host`, where error texts and logs could show them.
+fn take_credentials(uri: &mut Url) -> Credentials {
+    let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let (username, password) = (decoded(uri.username()), uri.password().map(decoded));
+    // Only URLs without a host refuse this, and http URLs have one.
+    let _ = uri.set_username("");
+    let _ = uri.set_password(None);
+    match password {
+        Some(password) => Credentials::Basic { username, password: password.into() },
+        None => Credentials::None,
+    }
+}
+
+/// Every plan, as the modules that need it see it.
+pub(super) struct Plans {
+    pub(super) access: BTreeMap<PlanName, Access>,
+    pub(super) limits: BTreeMap<PlanName, Plan>,
+}
+
+/// The plan there is when none is written, so that a gateway without a file can have keys.
+const DEFAULT_PLAN: &str = "default";
+
+pub(super) fn plans(root: &mut Section<'_>, models: &[ModelConfig], purpose: Purpose) -> Plans {
+    let mut plans = Plans { access: BTreeMap::new(), limits: BTreeMap::new() };
+    for name in root.names("plans") {
+        let mut s = root.named("plans", &name);
+        if !is_plan_name(&name) {
+            s.refuse("expected a plan's name of 1 to 64 of A-Z a-z 0-9 _ -");
+        }
+        let name = PlanName::from(name);
+        plans.limits.insert(name.clone(), limits(&mut s));
+        plans.access.insert(name, access(&mut s, models, purpose));
+        s.finish();
+    }
+    if plans.limits.is_empty() {
+        let unlimited = Plan { throttle: None, quota: None, unit: Unit::Rows };
+        plans.limits.insert(DEFAULT_PLAN.into(), unlimited);
+        plans.access.insert(DEFAULT_PLAN.into(), Access::All);
+        root.show_default(&format!("plans.{DEFAULT_PLAN}"));
+    }
+    plans
+}
+
+fn is_plan_name(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
+}
+
+fn limits(s: &mut Section<'_>) -> Plan {
+    let rate = s.optional("rate", number(0.001..=1e6));
+    let burst = s.optional("burst", count());
+    let quota = s.optional("quota", whole::<u64>(1..=i64::MAX.unsigned_abs()));
+    let period = [("day", Period::Day), ("week", Period::Week), ("month", Period::Month)];
+    let period = s.defaulted("period", word(&period, &[]));
+    let unit = s.defaulted("unit", word(&[("rows", Unit::Rows), ("requests", Unit::Requests)], &[]));
+    if burst.is_some() && !s.has("rate") {
+        s.mistake("burst", "expected a `rate` with it");
+    }
+    Plan {
+        throttle: rate.map(|rate| Throttle { rate, burst: burst.unwrap_or_else(|| one_second_of(rate)) }),
+        quota: quota.and_then(NonZeroU64::new).map(|amount| Limit { amount, period }),
+        unit,
+    }
+}
+
+/// The requests of one second, at least one.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is above zero, a million at most")]
+fn one_second_of(rate: f64) -> u32 {
+    rate.ceil() as u32
+}
+
+fn access(s: &mut Section<'_>, models: &[ModelConfig], purpose: Purpose) -> Access {
+    let Some(allowed) = s.optional("models", texts) else { return Access::All };
+    if allowed.is_empty() {
+        s.mistake("models", "found an empty list, expected a model (leave the key out to allow all)");
+    }
+    let known = |name: &str| models.iter().any(|model| model.name.as_str() == name);
+    for unknown in allowed.iter().filter(|name| purpose == Purpose::Serve && !known(name)) {
+        s.mistake("models", &format!("there is no [[model]] with the name {unknown:?}"));
+    }
+    Access::Only(BTreeSet::from_iter(allowed))
+}
+
+/// Both keys have one value yet; other stores bring the choice.
+pub(super) fn quota(mut s: Section<'_>) {
+    s.defaulted("store", word(&[("embedded", ())], &["redis", "rediss", "dynamodb"]));
+    s.defaulted("on_store_down", word(&[("lease", ())], &["closed", "open"]));
+    s.finish();
+}
+
+pub(super) fn metrics(mut s: Section<'_>) -> (metrics::Config, Option<metrics::cloudwatch::Config>) {
+    let config = metrics::Config {
+        max_series: non_zero(s.defaulted("max_series", count())),
+        max_categories: non_zero(s.defaulted("max_categories", count())),
+    };
+    let cloudwatch = s.optional_section("cloudwatch").map(cloudwatch);
+    s.finish();
+    (config, cloudwatch)
+}
+
+fn cloudwatch(mut s: Section<'_>) -> metrics::cloudwatch::Config {
+    let expected = "1 to 255 printable ASCII characters, not beginning with \":\" or \"AWS/\"";
+    let config = metrics::cloudwatch::Config {
+        namespace: s.defaulted("namespace", text_as(expected, namespace)),
+        interval: s.defaulted("interval", duration(SECOND * 10..=HOUR)),
+    };
+    s.finish();
+    config
+}
+
+/// CloudWatch's own rules for a namespace.
+fn namespace(text: &str) -> Option<String> {
+    let printable = text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
+    let allowed = printable && !text.starts_with(':') && !text.starts_with("AWS/") && !text.trim().is_empty();
+    (allowed && text.len() <= 255).then(|| text.to_owned())
+}
+
+pub(super) fn capture(mut s: Section<'_>, data_dir: &Path) -> Option<capture::Config> {
+    let sink = s.required(
+        "sink",
+        text_as("\"s3://bucket/prefix\" (3 to 63 of a-z 0-9 . - for the bucket) or \"file:directory\"", sink),
+    );
+    s.defaulted("format", word(&[("parquet", ())], &["jsonl", "csv"]));
+    let rate = capture::SamplingRate::new(s.defaulted("rate", number(0.0..=1.0)));
+    let redact = s.optional("redact", texts).unwrap_or_default();
+    let spool_max_bytes = s.defaulted("spool_max", size(ByteSize::mib(1)..=ByteSize::tib(1)));
+    let mut flush = s.section("flush");
+    let flush_rows = NonZeroU32::new(flush.defaulted("rows", count()));
+    let flush_age = flush.defaulted("age", duration(SECOND..=HOUR * 24));
+    flush.finish();
+    s.finish();
+    Some(capture::Config {
+        sink: sink?,
+        rate: rate?,
+        flush_rows: flush_rows?,
+        flush_age,
+        redact,
+        spool: data_dir.join("spool"),
+        spool_max_bytes,
+    })
+}
+
+fn sink(text: &str) -> Option<capture::sink::Config> {
+    if let Some(path) = directory(text) {
+        return Some(capture::sink::Config::Directory(path));
+    }
+    let (bucket, prefix) = text.strip_prefix("s3://")?.split_once('/').unwrap_or((&text[5..], ""));
+    let prefix = prefix.trim_matches('/');
+    let legal = is_bucket_name(bucket) && !prefix.contains("//") && !prefix.contains(char::is_control);
+    legal.then(|| capture::sink::Config::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned() })
+}
+
+/// S3's rules for a bucket's name, as far as letters go.
+fn is_bucket_name(name: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-".contains(&byte);
+    (3..=63).contains(&name.len()) && name.bytes().all(legal) && !name.starts_with(['.', '-'])
+}
+
+pub(super) fn telemetry(mut s: Section<'_>, env: &[(String, String)]) -> telemetry::Config {
+    let filter = |text: &str| EnvFilter::try_new(text).ok().map(|_| text.to_owned());
+    let config = telemetry::Config {
+        format: s.defaulted("log_format", word(&[("text", LogFormat::Text), ("json", LogFormat::Json)], &[])),
+        filter: s.defaulted("log_filter", text_as("a log filter, such as \"info,modelgate=debug\"", filter)),
+        otlp: otlp(&mut s, env),
+    };
+    s.finish();
+    config
+}
+
+/// Where traces go, as OpenTelemetry's variables say. The exporter reads the rest of them (headers, time-out) itself.
+fn otlp(s: &mut Section<'_>, env: &[(String, String)]) -> Option<telemetry::Otlp> {
+    let (name, endpoint) = otlp_endpoint(env)?;
+    let origin = Origin::Variable(name.to_owned());
+    let legal = Url::parse(&endpoint).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+    if !legal {
+        s.mistake_at(origin, "expected the address of a collector, such as \"http://localhost:4318\"");
+        return None;
+    }
+    for name in ["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] {
+        if let Some(protocol) = variable(env, name).filter(|protocol| *protocol != "http/protobuf") {
+            let text = format!("found {protocol:?}, expected \"http/protobuf\" (most collectors take it on port 4318)");
+            s.mistake_at(Origin::Variable(name.to_owned()), &text);
+        }
+    }
+    s.note(format!("# traces to {}", mask_url(&endpoint)), &origin);
+    let service_name = variable(env, "OTEL_SERVICE_NAME").unwrap_or("modelgate").to_owned();
+    Some(telemetry::Otlp { endpoint, service_name })
+}
+
+/// The variable that decides, and the traces endpoint it means: the one for all signals is a base address.
+fn otlp_endpoint(env: &[(String, String)]) -> Option<(&'static str, String)> {
+    let (all, traces) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT");
+    let exact = variable(env, traces).map(|endpoint| (traces, endpoint.to_owned()));
+    let base = || Some((all, format!("{}/v1/traces", variable(env, all)?.trim_end_matches('/'))));
+    exact.or_else(base)
+}
