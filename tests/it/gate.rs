@@ -1,4 +1,5 @@
 //! The main job through the front door: a whole gateway, a registry, callers.
+#![expect(clippy::disallowed_methods, reason = "callers are tasks of the test")]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 
 use crate::support::fixtures;
-use crate::support::gate::{Answer, Site};
+use crate::support::site::{Answer, Site};
 
 const OPEN: &str = "[plans.open]\n";
 
@@ -49,7 +50,10 @@ async fn every_model_of_one_gateway_answers_what_python_answered() {
         assert_eq!(single.body["model"], kind);
         assert_eq!(single.body["version"], "1");
         let named = single.header("modelgate-model");
-        assert!(named.starts_with(&format!("{kind}@1; digest=sha-256:")) && named.ends_with("; alias=champion"), "{named}");
+        assert!(
+            named.starts_with(&format!("{kind}@1; digest=sha-256:")) && named.ends_with("; alias=champion"),
+            "{named}"
+        );
         assert_eq!(single.header("x-request-id"), single.body["request_id"].as_str().unwrap());
     }
     gate.stop().await;
@@ -196,7 +200,8 @@ async fn a_registry_that_is_gone_unloads_nothing_and_the_last_good_version_opens
     gate.serves("sum", 7).await;
 
     fs::rename(site.registry(), site.folder().join("elsewhere")).unwrap();
-    gate.says("sum", "the gateway to notice that the registry is gone", |status| !status["stale_since"].is_null()).await;
+    gate.says("sum", "the gateway to notice that the registry is gone", |status| !status["stale_since"].is_null())
+        .await;
     let row = json!({"a": 1, "b": 1, "c": 1});
     assert_eq!(gate.predict("sum", &row).await.body["prediction"], 7003.0);
     gate.stop().await;
@@ -224,7 +229,7 @@ async fn a_cached_version_whose_bytes_changed_is_not_opened() {
     fs::rename(site.registry(), site.folder().join("elsewhere")).unwrap();
     let versions = site.folder().join("data/cache/sha256");
     let version = fs::read_dir(versions).unwrap().next().unwrap().unwrap().path();
-    let file = version.join("model.onnx");
+    let file = version.join("files/model.onnx");
     let mut permissions = fs::metadata(&file).unwrap().permissions();
     #[expect(clippy::permissions_set_readonly_false, reason = "the test's own folder")]
     permissions.set_readonly(false);
@@ -248,11 +253,9 @@ async fn a_version_that_is_not_fit_is_refused_once_and_the_one_before_it_stays()
     gate.serves("sum", 1).await;
     let row = json!({"a": 1, "b": 1, "c": 1});
 
-    for (version, bytes, reason) in [
-        (2, &b"\x80\x04\x95pickled"[..], "pickle"),
-        (3, b"<html>please log in</html>", "ONNX"),
-        (4, b"", "ONNX"),
-    ] {
+    for (version, bytes, reason) in
+        [(2, &b"\x80\x04\x95pickled"[..], "pickle"), (3, b"<html>please log in</html>", "ONNX"), (4, b"", "ONNX")]
+    {
         site.register_sum("sum", version, 0.0);
         fs::write(site.registry().join(format!("sum/{version}/model.onnx")), bytes).unwrap();
         site.promote("sum", version);

@@ -1,5 +1,7 @@
 //! Everything that is tested from outside the modules: one binary, real sockets, real servers where there are any.
 
+#![expect(clippy::unwrap_used, reason = "what a test cannot unwrap has failed it")]
+
 mod auth;
 mod capture;
 mod cloudwatch;
@@ -7,6 +9,7 @@ mod config;
 mod gate;
 mod mlflow;
 mod numeric;
+mod process;
 mod quota;
 mod server;
 mod support;

@@ -1,1 +1,9 @@
 //! Fakes and handles of real servers, shared by the tests.
+
+pub(crate) mod cloudwatch;
+pub(crate) mod fixtures;
+pub(crate) mod gate;
+pub(crate) mod hostile_registry;
+pub(crate) mod mlflow;
+pub(crate) mod s3;
+pub(crate) mod site;

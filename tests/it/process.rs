@@ -1,0 +1,364 @@
+//! The binary itself: what it prints, how it takes signals, what it leaves behind.
+#![expect(clippy::disallowed_methods, reason = "a thread of the test reads the log")]
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use bytes::Bytes;
+use modelgate::clock::Clock;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use serde_json::{Value, json};
+
+use crate::support::cloudwatch::CloudWatch;
+use crate::support::s3::{self, S3};
+use crate::support::site::{Answer, Site, eventually};
+use crate::support::{fixtures, mlflow};
+
+/// A gateway in a process of its own, killed if the test does not end it.
+struct Binary {
+    child: Child,
+    data: SocketAddr,
+    admin: SocketAddr,
+    log: std::thread::JoinHandle<String>,
+}
+
+impl Binary {
+    /// Starts `serve` on a file and returns once it listens. The addresses are read from its log.
+    fn serve(file: &Path) -> Self {
+        Self::serve_with(file, &[])
+    }
+
+    /// The same, with more in its environment.
+    fn serve_with(file: &Path, environment: &[(&str, &str)]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_modelgate"))
+            .arg("serve")
+            .arg("--config")
+            .arg(file)
+            .env("RUST_LOG", "info")
+            .envs(environment.iter().copied())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut seen = String::new();
+        let listening = lines
+            .by_ref()
+            .map(|line| line.unwrap())
+            .inspect(|line| seen.push_str(&(line.clone() + "\n")))
+            .find(|line| line.contains("listening on"));
+        let line = listening.unwrap_or_else(|| panic!("the gateway never listened:\n{seen}"));
+        let after = |word: &str| -> SocketAddr {
+            let rest = &line[line.find(word).unwrap() + word.len()..];
+            let address: String = rest.chars().take_while(|c| c.is_ascii_digit() || matches!(c, '.' | ':')).collect();
+            address.parse().unwrap_or_else(|_| panic!("no address after `{word}` in `{line}`"))
+        };
+        let (data, admin) = (after("listening on "), after("admin on "));
+        let log = std::thread::spawn(move || lines.map_while(Result::ok).collect::<Vec<_>>().join("\n"));
+        Self { child, data, admin, log }
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    async fn ended(mut self) -> (ExitStatus, String) {
+        let mut status = None;
+        eventually("the process to end", async || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        })
+        .await;
+        let log = std::mem::replace(&mut self.log, std::thread::spawn(String::new)).join().unwrap();
+        (status.unwrap(), log)
+    }
+
+    async fn ready(&self, http: &reqwest::Client) {
+        let url = format!("http://{}/readyz", self.data);
+        eventually("the gateway to be ready", async || {
+            http.get(&url).send().await.is_ok_and(|answer| answer.status().is_success())
+        })
+        .await;
+    }
+}
+
+impl Drop for Binary {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A site with the sum model in version 1, samples in a directory, and its file.
+fn site() -> (Site, PathBuf) {
+    let text = "[plans.open]\n[[model]]\nname = \"sum\"\nselect = \"alias:champion\"\n\
+                [capture]\nsink = \"file:{folder}/samples\"\n";
+    let site = Site::new(text);
+    site.register_sum("sum", 1, 1000.0);
+    site.promote("sum", 1);
+    site.config();
+    let file = site.folder().join("modelgate.toml");
+    (site, file)
+}
+
+/// Rows in all sample objects of which `is_meant` is true of the key.
+fn sampled_rows(objects: Vec<(String, Vec<u8>)>, is_meant: impl Fn(&str) -> bool) -> i64 {
+    let rows = |bytes| SerializedFileReader::new(Bytes::from(bytes)).unwrap().metadata().file_metadata().num_rows();
+    objects.into_iter().filter(|(key, _)| is_meant(key)).map(|(_, bytes)| rows(bytes)).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_under_load_loses_no_answer_and_no_sample() {
+    let (mut site, file) = site();
+    let key = site.key("open");
+    let binary = Binary::serve(&file);
+    let http = reqwest::Client::new();
+    binary.ready(&http).await;
+    let url = format!("http://{}/predict", binary.data);
+    let callers: Vec<_> = (0..16)
+        .map(|caller| {
+            let (http, url, key) = (http.clone(), url.clone(), key.clone());
+            tokio::spawn(async move {
+                let mut answered = 0_u32;
+                loop {
+                    let body = json!({"data": {"a": caller, "b": answered, "c": 0}}).to_string();
+                    let request = http.post(&url).header("x-api-key", &key).header("content-type", "application/json");
+                    // From here on, a connection that is refused or closed before an answer began was never accepted.
+                    let Ok(response) = request.body(body).send().await else { return answered };
+                    let answer = Answer::of(response).await;
+                    if answer.status == 503 {
+                        assert_eq!(answer.body["code"], "shutting_down");
+                        return answered;
+                    }
+                    assert_eq!(answer.status, 200, "{}", answer.body);
+                    assert_eq!(
+                        answer.body["prediction"].as_f64(),
+                        Some(1000.0 + f64::from(caller) + f64::from(answered))
+                    );
+                    answered += 1;
+                }
+            })
+        })
+        .collect();
+    tokio::time::timeout(Duration::from_mins(1), async {
+        let metrics = format!("http://{}/metrics", binary.admin);
+        eventually("some load", async || {
+            let page = http.get(&metrics).send().await.unwrap().text().await.unwrap();
+            let count = |line: &str| line.rsplit(' ').next().and_then(|figure| figure.parse::<f64>().ok());
+            page.lines().any(|line| line.starts_with("modelgate_requests_total{") && count(line) > Some(200.0))
+        })
+        .await;
+    })
+    .await
+    .unwrap();
+    binary.signal("TERM");
+    let (status, log) = binary.ended().await;
+    let mut answered = 0;
+    for caller in callers {
+        answered += i64::from(caller.await.unwrap());
+    }
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(log.contains("stopped in order"), "{log}");
+    assert_eq!(sampled_rows(s3::files(&site.folder().join("samples")), |_| true), answered);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_made_and_revoked_by_the_command_line_work_in_a_running_gateway() {
+    let (_site, file) = site();
+    let binary = Binary::serve(&file);
+    let http = reqwest::Client::new();
+    binary.ready(&http).await;
+    let keys = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_modelgate"))
+            .arg("keys")
+            .args(arguments)
+            .arg("--config")
+            .arg(&file)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let made = keys(&["create", "--name", "shop", "--plan", "open"]);
+    let key = made.split_whitespace().find(|word| word.starts_with("mg_live_")).expect("the key is printed").to_owned();
+    let ask = async || {
+        let request = http.post(format!("http://{}/predict", binary.data)).header("x-api-key", &key);
+        let body = json!({"data": {"a": 1, "b": 2, "c": 3}}).to_string();
+        request.header("content-type", "application/json").body(body).send().await.unwrap().status().as_u16()
+    };
+    eventually("the new key to work", async || ask().await == 200).await;
+
+    let id = &key["mg_live_".len()..][..10];
+    let listed = keys(&["list"]);
+    assert!(listed.contains(id) && listed.contains("shop"), "{listed}");
+    assert!(!listed.contains(&key[20..]), "the list shows no secret");
+    keys(&["revoke", id]);
+    eventually("the revoked key to stop working", async || ask().await == 401).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_demo_prints_a_curl_line_that_works_as_it_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_modelgate"))
+        .args(["demo", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
+        .env("TMPDIR", folder.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(|line| line.unwrap());
+    let curl = lines.map(|line| line.trim().to_owned()).find(|line| line.starts_with("curl ")).expect("a curl line");
+    let mut answer = serde_json::Value::Null;
+    eventually("the demo's answer", async || {
+        let output = Command::new("sh").args(["-c", &curl]).output().unwrap();
+        answer = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        answer["prediction"].is_string()
+    })
+    .await;
+    assert_eq!((&answer["model"], &answer["version"]), (&json!("credit-score"), &json!("1")));
+    let sum: f64 = answer["probabilities"].as_object().unwrap().values().map(|share| share.as_f64().unwrap()).sum();
+    assert!((sum - 1.0).abs() < 1e-5, "{answer}");
+    assert!(Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "the demo removes what it made");
+}
+
+/// The files of a version, as `Server::register` takes them.
+fn version_files(fixture: &str, onnx: Option<Vec<u8>>) -> Vec<(String, Vec<u8>)> {
+    let folder = fixtures::folder(fixture);
+    let names = ["MLmodel", "model.onnx", "input_example.json", "serving_input_example.json"];
+    let read = |name: &str| (name.to_owned(), std::fs::read(folder.join(name)).unwrap());
+    let mut files: Vec<_> = names.into_iter().map(read).collect();
+    if let Some(onnx) = onnx {
+        files[1].1 = onnx;
+    }
+    files
+}
+
+async fn register(server: &mlflow::Server, model: &str, fixture: &str, onnx: Option<Vec<u8>>) -> u64 {
+    let files = version_files(fixture, onnx);
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    server.register(model, &files).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_main_job_with_mlflow_3_cloudwatch_and_s3() {
+    the_main_job(mlflow::v3()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_main_job_with_mlflow_2_cloudwatch_and_s3() {
+    the_main_job(mlflow::v2()).await;
+}
+
+/// Two models of a real server in one gateway; an alias that moves under load; then what CloudWatch and S3 got.
+async fn the_main_job(server: &mlflow::Server) {
+    register(server, "whole-credit", "pipeline", None).await;
+    server.set_alias("whole-credit", "champion", 1).await;
+    register(server, "whole-sum", "sum", Some(fixtures::sum_model(1000.0))).await;
+    server.set_alias("whole-sum", "champion", 1).await;
+    let (s3, cloudwatch) = (S3::start().await, CloudWatch::start(Clock::system().now()).await);
+    let mut site = Site::new(&format!(
+        "[plans.open]\n[plans.tiny]\nquota = 10\nperiod = \"month\"\n\
+         [[model]]\nname = \"credit\"\nregistered_model = \"whole-credit\"\n\
+         [[model]]\nname = \"sum\"\nregistered_model = \"whole-sum\"\n\
+         [registry]\nuri = \"{}\"\npoll_interval = \"5s\"\n\
+         [metrics.cloudwatch]\nnamespace = \"Gate\"\n[capture]\nsink = \"s3://{}/drift\"\n",
+        server.uri,
+        s3::BUCKET
+    ));
+    let (open, tiny) = (site.key("open"), site.key("tiny"));
+    let environment = [
+        ("AWS_ENDPOINT_URL_S3", s3.endpoint()),
+        ("AWS_ENDPOINT_URL_CLOUDWATCH", cloudwatch.endpoint().to_owned()),
+        ("AWS_ACCESS_KEY_ID", s3::ACCESS_KEY.to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", s3::SECRET.to_owned()),
+        ("AWS_REGION", "us-east-1".to_owned()),
+        ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
+    ];
+    let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let binary = Binary::serve_with(&site.folder().join("modelgate.toml"), &environment);
+    let http = reqwest::Client::new();
+    binary.ready(&http).await;
+    let ask = async |model: &str, key: &str, data: &Value| {
+        let url = format!("http://{}/models/{model}/predict", binary.data);
+        let request = http.post(url).header("x-api-key", key).header("content-type", "application/json");
+        Answer::of(request.body(json!({ "data": data }).to_string()).send().await.unwrap()).await
+    };
+
+    let expected = fixtures::expected("pipeline");
+    let rows: Vec<Value> = expected.rows().collect();
+    let answer = ask("credit", &open, &Value::Array(rows.clone())).await;
+    for (row, prediction) in answer.body["predictions"].as_array().unwrap().iter().enumerate() {
+        expected.assert_row(row, prediction);
+    }
+
+    register(server, "whole-sum", "sum", Some(fixtures::sum_model(2000.0))).await;
+    server.set_alias("whole-sum", "champion", 2).await;
+    let mut asked = 0;
+    eventually("version 2 to answer", async || {
+        let answer = ask("sum", &open, &json!({"a": 1, "b": 2, "c": 3})).await;
+        asked += 1;
+        let version = answer.body["version"].as_str().unwrap().to_owned();
+        assert_eq!(answer.body["prediction"].as_f64(), Some(if version == "1" { 1006.0 } else { 2006.0 }));
+        version == "2"
+    })
+    .await;
+    server.delete_alias("whole-sum", "champion").await;
+
+    let mut statuses = Vec::new();
+    for _ in 0..12 {
+        statuses.push(ask("sum", &tiny, &json!({"a": 1, "b": 2, "c": 3})).await.status);
+    }
+    assert_eq!(statuses, [[200; 10].as_slice(), &[429; 2]].concat());
+    asked += 10;
+
+    binary.signal("TERM");
+    let (status, log) = binary.ended().await;
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert_eq!(sampled_rows(s3.objects(), |key| key.contains("model=sum/")), asked);
+    assert_eq!(sampled_rows(s3.objects(), |key| key.starts_with("drift/model=credit/version=1/date=")), 200);
+    check_measurements(&cloudwatch, &rows, asked);
+}
+
+/// What CloudWatch took, against the rows that were sent.
+#[expect(clippy::float_cmp, reason = "counts are whole numbers")]
+fn check_measurements(cloudwatch: &CloudWatch, rows: &[Value], asked: i64) {
+    assert_eq!(cloudwatch.refusals(), []);
+    assert!(cloudwatch.datums().iter().all(|datum| datum.namespace == "Gate"));
+    let totals = cloudwatch.totals();
+    let total = |name: &str, dimensions: &[(&str, &str)]| {
+        let wanted: BTreeSet<(String, String)> =
+            dimensions.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let mut found = totals.iter().filter(|((metric, dimensions), _)| {
+            metric == name && dimensions.iter().cloned().collect::<BTreeSet<_>>() == wanted
+        });
+        found.next().map_or((0.0, 0.0), |(_, total)| *total)
+    };
+    #[expect(clippy::cast_precision_loss, reason = "hundreds of rows")]
+    let (rows_sent, asked) = (rows.len() as f64, asked as f64);
+    assert_eq!(total("Prediction", &[("Model", "credit")]).0, rows_sent);
+    assert_eq!(total("Prediction", &[("Model", "credit"), ("Version", "1")]).0, rows_sent);
+    assert_eq!(total("Prediction", &[("Model", "sum")]).0, asked);
+    for (feature, kind) in rows[1].as_object().unwrap() {
+        let feature_of = |row: &Value| row[feature].clone();
+        let given = rows.iter().map(feature_of).filter(|value| !value.is_null());
+        if kind.is_string() {
+            let counted = totals.iter().filter(|((metric, dimensions), _)| {
+                metric == "FeatureCategory" && dimensions.contains(&("Feature".to_owned(), feature.clone()))
+            });
+            let counted: f64 = counted.map(|(_, (_, sum))| sum).sum();
+            #[expect(clippy::cast_precision_loss, reason = "hundreds of rows")]
+            let given = given.count() as f64;
+            assert_eq!(counted, given, "{feature}");
+        } else {
+            let sum: f64 = given.filter_map(|value| value.as_f64()).sum();
+            let measured = total("FeatureValue", &[("Model", "credit"), ("Feature", feature)]).1;
+            assert!((measured - sum).abs() <= 1e-9 * sum.abs(), "{feature}: {measured} for {sum}");
+        }
+    }
+}
