@@ -18,9 +18,6 @@ use modelgate::clock::Clock;
 use modelgate::config::{self, ConfigErrors, Flags, Purpose, Sources};
 use secrecy::ExposeSecret as _;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// `EX_CONFIG` of sysexits.h.
 const CONFIG_ERROR: u8 = 78;
 
