@@ -1,0 +1,1 @@
+//! The whole module at work: rows go in, verdicts come out.
