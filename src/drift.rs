@@ -111,12 +111,7 @@ impl Drift {
     }
 
     /// As [`watch`](Self::watch), of a model taken apart.
-    pub fn watch_parts(
-        &self,
-        id: &Arc<Identity>,
-        features: &Features,
-        found: Result<Option<Baseline>, BaselineError>,
-    ) {
+    pub fn watch_parts(&self, id: &Arc<Identity>, features: &Features, found: Result<Option<Baseline>, BaselineError>) {
         let watched = Arc::new(Watched::new(id, features.list(), found, &self.0.config));
         for trouble in &watched.trouble {
             tracing::warn!(model.name = %id.name, model.version = %id.version, "drift of `{}` version {}: {trouble}", id.name, id.version);

@@ -119,13 +119,6 @@ pub enum Verdict {
     NotEnoughData,
 }
 
-impl Report {
-    /// The features with a verdict: there are enough rows of them.
-    pub fn judged(&self) -> impl Iterator<Item = &Score> {
-        self.features.iter().filter(|score| score.drifted.is_some())
-    }
-}
-
 /// Scores subjects of one version, which share one chance of a false alarm.
 pub(super) struct Judge<'c> {
     config: &'c Config,

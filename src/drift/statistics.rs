@@ -84,7 +84,8 @@ pub(super) fn parse(text: &str) -> Result<Baseline, String> {
 
 fn subject(feature: Feature) -> Result<Option<Subject>, String> {
     let name: Arc<str> = feature.name.into();
-    if let Some(Numerical { common, distribution: Some(Distribution { kll: Some(kll) }) }) = feature.numerical_statistics
+    if let Some(Numerical { common, distribution: Some(Distribution { kll: Some(kll) }) }) =
+        feature.numerical_statistics
     {
         return bins(name, &common, &kll.buckets).map(Some);
     }
@@ -117,8 +118,10 @@ fn categories(name: Arc<str>, common: &Common, mut found: Vec<Category>) -> Resu
     found.retain(|category| category.value.len() <= CATEGORY_MAX_BYTES);
     found.sort_by(|a, b| b.count.total_cmp(&a.count));
     found.truncate(BINS_MAX);
-    let known: Vec<(Arc<str>, u64)> =
-        found.into_iter().map(|category| Ok((category.value.into(), whole(category.count)?))).collect::<Result<_, String>>()?;
+    let known: Vec<(Arc<str>, u64)> = found
+        .into_iter()
+        .map(|category| Ok((category.value.into(), whole(category.count)?)))
+        .collect::<Result<_, String>>()?;
     let present = whole(common.num_present)?;
     let others = present.saturating_sub(known.iter().map(|(_, count)| count).sum());
     let subject = Subject::of_categories(Arc::clone(&name), known, others, whole(common.num_missing)?);

@@ -281,7 +281,8 @@ mod tests {
 
     #[test]
     fn columns_are_read_by_their_types() {
-        let table = table("\u{feff}Age,\"Job, now\",Label,ok\n40,\"a \"\"b\"\"\",1,True\n41.0,,0,0\nnan,c,1,1\n").unwrap();
+        let table =
+            table("\u{feff}Age,\"Job, now\",Label,ok\n40,\"a \"\"b\"\"\",1,True\n41.0,,0,0\nnan,c,1,1\n").unwrap();
         let columns = [("Age", Kind::Long), ("Job, now", Kind::Text), ("ok", Kind::Boolean)];
         let baseline = table.baseline_of(&features(&columns, &[]), 20).unwrap();
         assert_eq!(baseline.extent(), (3, false));
