@@ -100,10 +100,10 @@ struct BaselineArgs {
     /// Where the baseline goes
     #[arg(long, value_name = "FILE", default_value = "baseline.json")]
     out: PathBuf,
-    /// The version's folder (with MLmodel): its signature, and its predictions for the rows
+    /// The version's folder (with `MLmodel`): its signature, and its predictions for the rows
     #[arg(long, value_name = "DIRECTORY", conflicts_with = "signature")]
     model_dir: Option<PathBuf>,
-    /// An MLmodel file, for its signature alone; with neither, every column is a feature
+    /// An `MLmodel` file, for its signature alone; with neither, every column is a feature
     #[arg(long, value_name = "FILE")]
     signature: Option<PathBuf>,
     /// Bins of a numeric feature

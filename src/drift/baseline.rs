@@ -301,7 +301,9 @@ mod tests {
         let mut numbers = Builder::default();
         (0..1000).for_each(|number| numbers.add_number(f64::from(number) * 0.1));
         let mut texts = Builder::of_texts();
-        ["Doctor", "Lawyer", "Doctor"].iter().for_each(|text| texts.add_text(text));
+        for text in ["Doctor", "Lawyer", "Doctor"] {
+            texts.add_text(text);
+        }
         texts.add_missing();
         let score = numbers.clone().build("score".into(), 5);
         let features =

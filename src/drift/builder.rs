@@ -136,7 +136,9 @@ mod tests {
 
     fn built(values: &[f64], bins: usize) -> (Vec<f64>, Vec<u64>) {
         let mut builder = Builder::default();
-        values.iter().for_each(|value| builder.add_number(*value));
+        for value in values {
+            builder.add_number(*value);
+        }
         let subject = builder.build("x".into(), bins).unwrap();
         let Axis::Numbers(edges) = subject.axis else { panic!("texts") };
         (edges.into(), subject.counts)

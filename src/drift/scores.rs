@@ -37,7 +37,7 @@ pub(super) fn jensen_shannon(expected: &[u64], observed: &[u64]) -> f64 {
     let divergence: f64 = shares(expected, observed)
         .map(|(p, q)| {
             let middle = f64::midpoint(p, q);
-            (part(p, middle) + part(q, middle)) / 2.0
+            f64::midpoint(part(p, middle), part(q, middle))
         })
         .sum();
     // Rounding can leave the sum of a perfect match a hair below zero.

@@ -87,17 +87,17 @@ fn subject(feature: Feature) -> Result<Option<Subject>, String> {
     if let Some(Numerical { common, distribution: Some(Distribution { kll: Some(kll) }) }) =
         feature.numerical_statistics
     {
-        return bins(name, &common, &kll.buckets).map(Some);
+        return bins(&name, &common, &kll.buckets).map(Some);
     }
     match feature.string_statistics {
         Some(Strings { common, distribution: Some(StringDistribution { categorical: Some(found) }) }) => {
-            categories(name, &common, found.buckets).map(Some)
+            categories(&name, &common, found.buckets).map(Some)
         }
         _ => Ok(None),
     }
 }
 
-fn bins(name: Arc<str>, common: &Common, buckets: &[Bucket]) -> Result<Subject, String> {
+fn bins(name: &Arc<str>, common: &Common, buckets: &[Bucket]) -> Result<Subject, String> {
     let wrong = || format!("the buckets of `{name}` do not follow each other");
     let joined = buckets.windows(2).all(|pair| pair[0].upper_bound.total_cmp(&pair[1].lower_bound).is_eq());
     let (Some(first), true) = (buckets.first(), joined) else { return Err(wrong()) };
@@ -111,10 +111,10 @@ fn bins(name: Arc<str>, common: &Common, buckets: &[Bucket]) -> Result<Subject, 
             counts.push(whole(bucket.count)?);
         }
     }
-    Subject::of_bins(Arc::clone(&name), edges, counts, missing).ok_or_else(wrong)
+    Subject::of_bins(Arc::clone(name), edges, counts, missing).ok_or_else(wrong)
 }
 
-fn categories(name: Arc<str>, common: &Common, mut found: Vec<Category>) -> Result<Subject, String> {
+fn categories(name: &Arc<str>, common: &Common, mut found: Vec<Category>) -> Result<Subject, String> {
     found.retain(|category| category.value.len() <= CATEGORY_MAX_BYTES);
     found.sort_by(|a, b| b.count.total_cmp(&a.count));
     found.truncate(BINS_MAX);
@@ -124,7 +124,7 @@ fn categories(name: Arc<str>, common: &Common, mut found: Vec<Category>) -> Resu
         .collect::<Result<_, String>>()?;
     let present = whole(common.num_present)?;
     let others = present.saturating_sub(known.iter().map(|(_, count)| count).sum());
-    let subject = Subject::of_categories(Arc::clone(&name), known, others, whole(common.num_missing)?);
+    let subject = Subject::of_categories(Arc::clone(name), known, others, whole(common.num_missing)?);
     subject.ok_or_else(|| format!("the categories of `{name}` are not distinct"))
 }
 

@@ -323,8 +323,8 @@ mod tests {
 
     #[test]
     fn of_many_rows_some_are_drawn_from_everywhere() {
-        let mut text = "x\n".to_owned();
-        (0..ROWS_MAX * 2).for_each(|row| text.push_str(&format!("{row}\n")));
+        let rows: Vec<String> = (0..ROWS_MAX * 2).map(|row| row.to_string()).collect();
+        let text = format!("x\n{}\n", rows.join("\n"));
         let table = table(&text).unwrap();
         assert_eq!(table.rows(), (200_000, ROWS_MAX));
         let late = table.rows.iter().filter(|(line, _)| *line > 100_001).count();

@@ -58,7 +58,7 @@ fn row(draw: &mut fastrand::Rng) -> Row {
     }
     // One in ten is a writer.
     let job = JOBS[(draw.usize(0..10) / 3).min(3)];
-    Row { numbers, whole: std::array::from_fn(|n| draw.i64(0..8 + 20 * n as i64)), job }
+    Row { numbers, whole: [8, 28, 48].map(|end| draw.i64(0..end)), job }
 }
 
 struct Bench {
@@ -176,8 +176,8 @@ fn what_the_baseline_never_had_is_counted() {
         row.numbers[0] = Some(-1e6);
     });
     let report = bench.report(0);
-    assert_eq!(score(&report, "job").unseen.unwrap().share, 1.0);
-    assert_eq!(score(&report, "n0").out_of_range.unwrap().share, 1.0);
+    assert!(score(&report, "job").unseen.unwrap().share > 0.999);
+    assert!(score(&report, "n0").out_of_range.unwrap().share > 0.999);
     assert!(score(&report, "n1").missing.delta.abs() < 0.05);
     assert_eq!(drifted(&report), ["n0", "job", "prediction", "score"]);
 }
@@ -187,11 +187,11 @@ fn what_the_baseline_never_had_is_counted() {
 #[test]
 fn unchanged_rows_raise_no_more_alarms_than_stated() {
     // Without a threshold, chance alone is the mark; and a baseline of its own for every window.
-    let config = Config { threshold: 1e-9, ..config() };
+    let config = Config { threshold: 1e-9, baseline_rows: 400, ..config() };
     let windows = 100;
     let alarmed = (0..windows).filter(|seed| {
         let mut bench = Bench::learned(1000 + seed, config);
-        bench.ask(400, |_| {});
+        bench.ask(250, |_| {});
         !drifted(&bench.report(0)).is_empty()
     });
     let alarmed = alarmed.count();
@@ -205,7 +205,7 @@ fn with_the_usual_threshold_unchanged_rows_raise_hardly_any() {
     let mut bench = Bench::learned(5, config());
     let mut alarmed = 0;
     for window in 1..=100 {
-        bench.ask(1000, |_| {});
+        bench.ask(250, |_| {});
         alarmed += usize::from(!drifted(&bench.report(window * 7200)).is_empty());
     }
     assert!(alarmed <= 1, "{alarmed}");
@@ -263,15 +263,16 @@ fn learning_says_so_and_its_rows_are_not_in_the_window() {
 /// The population as training data.
 fn training(seed: u64, rows: usize) -> String {
     let mut draw = fastrand::Rng::with_seed(seed);
-    let mut text = features().list().iter().map(|feature| feature.name.to_string()).collect::<Vec<_>>().join(",");
+    let header = features().list().iter().map(|feature| feature.name.to_string()).collect::<Vec<_>>().join(",");
+    let mut lines = vec![header];
     for _ in 0..rows {
         let row = row(&mut draw);
         let numbers = row.numbers.iter().map(|number| number.map_or(String::new(), |number| number.to_string()));
         let whole = row.whole.iter().map(ToString::to_string);
         let cells: Vec<String> = numbers.chain(whole).chain([row.job.to_owned()]).collect();
-        text.push_str(&format!("\n{}", cells.join(",")));
+        lines.push(cells.join(","));
     }
-    text
+    lines.join("\n")
 }
 
 fn stored(seed: u64, rows: usize) -> Baseline {

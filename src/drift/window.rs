@@ -348,7 +348,9 @@ mod tests {
     #[test]
     fn every_value_is_counted_in_its_place() {
         let window = window(false);
-        [None, Some(-1.0), Some(0.5), Some(0.5), Some(2.0)].into_iter().for_each(|value| add(&window, value, "k"));
+        for value in [None, Some(-1.0), Some(0.5), Some(0.5), Some(2.0)] {
+            add(&window, value, "k");
+        }
         let counted = window.counted(minute(0));
         assert_eq!(window.feature(0, &counted), Some(&[1, 1, 2, 1][..]));
         assert_eq!(window.prediction(&counted), Some(&[0, 0, 5, 0][..]));

@@ -95,7 +95,7 @@ fn own(totals: &Totals) -> Vec<Family> {
 
 /// Drift as it was last seen.
 fn drift_families(drift: &BTreeMap<Series, f64>) -> Vec<Family> {
-    let each = |labels: fn(&Series) -> Option<Vec<(&'static str, String)>>| -> Vec<Sample> {
+    let each = |labels: fn(&Series) -> Option<Labels>| -> Vec<Sample> {
         drift.iter().filter_map(|(series, figure)| Some((labels(series)?, *figure))).collect()
     };
     vec![
@@ -107,23 +107,23 @@ fn drift_families(drift: &BTreeMap<Series, f64>) -> Vec<Family> {
     ]
 }
 
-fn psi_labels(series: &Series) -> Option<Vec<(&'static str, String)>> {
+fn psi_labels(series: &Series) -> Option<Labels> {
     if let Series::Psi(of) = series { Some(feature_labels(of)) } else { None }
 }
 
-fn difference_labels(series: &Series) -> Option<Vec<(&'static str, String)>> {
+fn difference_labels(series: &Series) -> Option<Labels> {
     if let Series::FeatureDrift(of) = series { Some(feature_labels(of)) } else { None }
 }
 
-fn drifted_labels(series: &Series) -> Option<Vec<(&'static str, String)>> {
+fn drifted_labels(series: &Series) -> Option<Labels> {
     if let Series::DriftedFeatures(model) = series { Some(model_label(model)) } else { None }
 }
 
-fn max_psi_labels(series: &Series) -> Option<Vec<(&'static str, String)>> {
+fn max_psi_labels(series: &Series) -> Option<Labels> {
     if let Series::MaxPsi(model) = series { Some(model_label(model)) } else { None }
 }
 
-fn sample_rows_labels(series: &Series) -> Option<Vec<(&'static str, String)>> {
+fn sample_rows_labels(series: &Series) -> Option<Labels> {
     if let Series::SampleRows(model) = series { Some(model_label(model)) } else { None }
 }
 
@@ -142,8 +142,11 @@ fn delivery(flushed: &Flushed) -> Vec<Family> {
     ]
 }
 
+/// A label set.
+type Labels = Vec<(&'static str, String)>;
+
 /// A label set and its figure.
-type Sample = (Vec<(&'static str, String)>, f64);
+type Sample = (Labels, f64);
 
 fn counter(name: &'static str, help: &'static str, samples: Vec<Sample>) -> Family {
     Family { name, help, counter: true, samples }
