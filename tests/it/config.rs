@@ -684,6 +684,14 @@ max_categories = 50 # default
 [metrics.cloudwatch]
 namespace = "ModelGate" # default
 interval = "60s" # default
+mode = "full" # default
+
+[drift]
+window = "1h" # default
+threshold = 0.1 # default
+min_rows = 200 # default
+baseline_rows = 1000 # default
+by_key = false # default
 
 [capture]
 sink = "s3://samples/a/b/" # gate.toml:33
