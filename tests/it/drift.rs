@@ -15,7 +15,7 @@ use modelgate::model::signature::{Column, Kind, Signature};
 use modelgate::model::{Digest, Features, Identity, Outputs, Prediction, Value as Predicted, Version};
 use serde_json::{Value, json};
 
-use crate::support::cloudwatch::CloudWatch;
+use crate::support::cloudwatch::{CloudWatch, Key};
 use crate::support::fixtures::{self, expected};
 use crate::support::site::{Gate, Site, eventually};
 
@@ -231,7 +231,7 @@ impl Bench {
         self.metrics.show_drift(std::slice::from_ref(&report));
         self.metrics.show_drift(&[report]);
         self.flusher.flush_once(minute(0)).await;
-        let shown = |((name, dimensions), (count, sum)): ((String, Vec<(String, String)>), (f64, f64))| {
+        let shown = |((name, dimensions), (count, sum)): (Key, (f64, f64))| {
             let values: Vec<String> = dimensions.into_iter().map(|(_, value)| value).collect();
             (format!("{name} {}", values.join(" ")), count, sum)
         };
