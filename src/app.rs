@@ -19,6 +19,7 @@ use crate::auth::ApiKeys;
 use crate::capture::{self, Capture};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::drift::Drift;
 use crate::manager::Manager;
 use crate::metrics::{Metrics, cloudwatch};
 use crate::model::runtime::Runtime;
@@ -30,8 +31,10 @@ use crate::server::{self, Readiness, State, Traffic};
 use crate::task::{self, Tasks};
 use crate::telemetry;
 
+mod baseline;
 mod demo;
 
+pub use baseline::{BaselineSources, FeatureSource, baseline};
 pub use demo::demo;
 
 /// How soon a key that was revoked in another process stops working here.
@@ -42,6 +45,9 @@ const SETTLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often segments are looked at for being full or old.
 const CAPTURE_FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often drift is looked at: a few times in each step of the shortest window, and before each flush to CloudWatch.
+const DRIFT_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How long a stop waits for measurements and samples to be taken. Samples that are not stay on disk for the next start.
 const LAST_FLUSH: Duration = Duration::from_secs(15);
@@ -94,13 +100,14 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     let keys = Arc::new(ApiKeys::open(config.auth, &mut getrandom::fill)?);
     let quota = Arc::new(Quota::open(config.quota)?);
     let metrics = Metrics::new(config.metrics);
+    let drift = Drift::new(config.drift);
     let aws = Aws::default();
     let (capture, capture_writer) = open_capture(config.capture, &aws, seed).await?;
     let (models, publisher) = model::published(config.manager.models.iter().map(|model| model.name.clone()));
     let cache = Cache::open(config.data_dir.join("cache")).context("cannot open the model cache")?;
     let registry = Registry::new(config.registry, http_client()?);
     let poll_interval = config.manager.poll_interval;
-    let manager = Manager::new(registry, cache, runtime.clone(), publisher, config.manager);
+    let manager = Manager::new(registry, cache, runtime.clone(), publisher, drift.clone(), config.manager);
 
     let data = bind(config.server.listen, "server.listen").await?;
     let admin = bind(config.server.admin_listen, "server.admin_listen").await?;
@@ -110,6 +117,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
         quota: Arc::clone(&quota),
         models: models.clone(),
         metrics: metrics.clone(),
+        drift: drift.clone(),
         capture,
         readiness: readiness.clone(),
         clock: clock.clone(),
@@ -137,6 +145,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     back.spawn("registry", follow_registry(manager, clock.clone(), seed, back.stopping()));
     back.spawn("keys", refresh_keys(keys, back.stopping()));
     back.spawn("usage", settle_usage(quota, clock.clone(), back.stopping()));
+    back.spawn("drift", follow_drift(drift, running.models.clone(), metrics.clone(), clock.clone(), back.stopping()));
     if let Some(writer) = capture_writer {
         back.spawn("capture", write_samples(writer, clock.clone(), back.stopping()));
     }
@@ -342,6 +351,15 @@ async fn settle_usage(quota: Arc<Quota>, clock: Clock, stop: CancellationToken) 
     }
     if let Err(error) = quota.settle_all(clock.now()).await {
         warn!("cannot write the last usage; callers may get fewer requests than their quota: {error}");
+    }
+}
+
+async fn follow_drift(drift: Drift, models: Models, metrics: Metrics, clock: Clock, stop: CancellationToken) {
+    let mut pace = Pace::new(DRIFT_INTERVAL, stop);
+    while pace.next().await {
+        let now = clock.now();
+        drift.settle_once(now);
+        metrics.show_drift(&drift.reports(&models.snapshot(), now));
     }
 }
 

@@ -10,7 +10,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::{auth, capture, manager, metrics, quota, registry, server, telemetry};
+use crate::{auth, capture, drift, manager, metrics, quota, registry, server, telemetry};
 
 mod effective;
 mod layer;
@@ -46,6 +46,8 @@ pub struct Config {
     pub quota: quota::Config,
     /// What is measured.
     pub metrics: metrics::Config,
+    /// How drift is looked for.
+    pub drift: drift::Config,
     /// Whether and where measurements go to CloudWatch.
     pub cloudwatch: Option<metrics::cloudwatch::Config>,
     /// Whether and where samples are kept.
@@ -251,6 +253,7 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
     let plans = sections::plans(&mut root, &models, sources.purpose);
     sections::quota(root.section("quota"));
     let (metrics, cloudwatch) = sections::metrics(root.section("metrics"));
+    let drift = sections::drift(root.section("drift"));
     let capture = root.optional_section("capture").and_then(|section| sections::capture(section, &data_dir));
     let telemetry = sections::telemetry(root.section("telemetry"), &sources.env);
     root.finish();
@@ -263,6 +266,7 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
         server,
         registry,
         metrics,
+        drift,
         cloudwatch,
         capture,
         telemetry,

@@ -12,7 +12,7 @@ use std::thread;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use jiff::{Span, SpanRelativeTo, Timestamp};
-use modelgate::app;
+use modelgate::app::{self, BaselineSources, FeatureSource};
 use modelgate::auth::{ApiKeys, KeyRecord};
 use modelgate::clock::Clock;
 use modelgate::config::{self, ConfigErrors, Flags, Purpose, Sources};
@@ -31,6 +31,8 @@ Examples:
       What the file says, on another address.
   modelgate check-config --config gate.toml
       Every mistake in the file at once; else what is in effect, and from where.
+  modelgate baseline --data train.csv --model-dir model --out model/baseline.json
+      What the training data look like, for the gateway to see drift from.
   modelgate keys create --name shop --plan basic
       An API key, shown once.
 
@@ -54,6 +56,8 @@ enum Command {
     Demo(Addresses),
     /// Show every mistake in the configuration, or what is in effect and from where
     CheckConfig(Gateway),
+    /// Make a drift baseline of training data, to be logged with a version as baseline.json
+    Baseline(BaselineArgs),
     /// Make, list and end API keys
     #[command(subcommand)]
     Keys(Keys),
@@ -86,6 +90,36 @@ struct Addresses {
     /// Where operators connect
     #[arg(long, value_name = "ADDRESS:PORT")]
     admin_listen: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct BaselineArgs {
+    /// The training data: CSV whose header has the signature's columns; an empty cell is a missing value
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Where the baseline goes
+    #[arg(long, value_name = "FILE", default_value = "baseline.json")]
+    out: PathBuf,
+    /// The version's folder (with `MLmodel`): its signature, and its predictions for the rows
+    #[arg(long, value_name = "DIRECTORY", conflicts_with = "signature")]
+    model_dir: Option<PathBuf>,
+    /// An `MLmodel` file, for its signature alone; with neither, every column is a feature
+    #[arg(long, value_name = "FILE")]
+    signature: Option<PathBuf>,
+    /// Bins of a numeric feature
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(2..=50))]
+    bins: u8,
+}
+
+impl BaselineArgs {
+    fn sources(self) -> BaselineSources {
+        let features = match (self.model_dir, self.signature) {
+            (Some(folder), _) => FeatureSource::ModelDir(folder),
+            (None, Some(file)) => FeatureSource::Signature(file),
+            (None, None) => FeatureSource::Data,
+        };
+        BaselineSources { data: self.data, features, bins: self.bins.into(), out: self.out }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -150,6 +184,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             app::demo(addresses.sources(), |text| drop(print(text)))
         }
         Command::CheckConfig(gateway) => print(&config::load(&gateway.sources())?.effective.to_string()),
+        Command::Baseline(baseline) => {
+            silence_runtime()?;
+            print(&app::baseline(baseline.sources())?)
+        }
         Command::Keys(keys) => run_keys(keys, Clock::system().now()),
     }
 }

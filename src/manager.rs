@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::clock::Clock;
+use crate::drift::Drift;
 use crate::model::features::Settings;
 use crate::model::outputs::Decision;
 use crate::model::runtime::Runtime;
@@ -86,6 +87,7 @@ pub struct Manager {
     slots: usize,
     models: Vec<Followed>,
     retired: Vec<Arc<Model>>,
+    drift: Drift,
 }
 
 /// What is known of one model between rounds.
@@ -108,7 +110,14 @@ enum Origin {
 impl Manager {
     /// A manager that has not asked anything yet.
     #[must_use]
-    pub fn new(registry: Registry, cache: Cache, runtime: Runtime, publisher: Publisher, config: Config) -> Self {
+    pub fn new(
+        registry: Registry,
+        cache: Cache,
+        runtime: Runtime,
+        publisher: Publisher,
+        drift: Drift,
+        config: Config,
+    ) -> Self {
         let models = config.models.into_iter().map(Followed::new).collect();
         Self {
             registry,
@@ -119,6 +128,7 @@ impl Manager {
             slots: config.slots,
             models,
             retired: Vec::new(),
+            drift,
         }
     }
 
@@ -222,6 +232,7 @@ impl Manager {
     ) -> Result<(), Unfit> {
         let config = self.models[index].config.clone();
         let model = loader::load(self.runtime.clone(), config, self.slots, found.clone(), fetched.clone()).await?;
+        self.drift.watch(&model, &fetched.folder).await;
         self.publish(index, found, &fetched, model, origin);
         Ok(())
     }

@@ -11,6 +11,7 @@ use http::HeaderMap;
 use crate::auth::ApiKeys;
 use crate::capture::Capture;
 use crate::clock::Clock;
+use crate::drift::Drift;
 use crate::metrics::Metrics;
 use crate::model::Models;
 use crate::quota::Quota;
@@ -79,6 +80,8 @@ pub struct State {
     pub models: Models,
     /// What is measured.
     pub metrics: Metrics,
+    /// Whether rows look like those the models were made of.
+    pub drift: Drift,
     /// What is kept.
     pub capture: Capture,
     /// Whether to send us more.

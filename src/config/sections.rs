@@ -18,10 +18,11 @@ use super::value::{Parsed, SECOND, address, duration, number, path, size, text, 
 use super::{Purpose, variable};
 use crate::auth::{Access, PlanName};
 use crate::manager::ModelConfig;
+use crate::metrics::cloudwatch::Mode;
 use crate::quota::{Limit, Period, Plan, Throttle, Unit};
 use crate::registry::Credentials;
 use crate::telemetry::LogFormat;
-use crate::{capture, metrics, registry, server, telemetry};
+use crate::{capture, drift, metrics, registry, server, telemetry};
 
 const HOUR: Duration = Duration::from_hours(1);
 
@@ -274,11 +275,28 @@ pub(super) fn metrics(mut s: Section<'_>) -> (metrics::Config, Option<metrics::c
     (config, cloudwatch)
 }
 
+/// How drift is looked for.
+pub(super) fn drift(mut s: Section<'_>) -> drift::Config {
+    let config = drift::Config {
+        window: s.defaulted("window", duration(SECOND * 60..=HOUR * 24 * 7)),
+        threshold: s.defaulted("threshold", number(0.001..=10.0)),
+        min_rows: s.defaulted("min_rows", whole(20..=1_000_000)),
+        baseline_rows: s.defaulted("baseline_rows", whole(20..=10_000)),
+        by_key: s.switch("by_key"),
+    };
+    if config.baseline_rows < config.min_rows {
+        s.mistake("baseline_rows", "expected at least `min_rows`: with fewer there would never be a verdict");
+    }
+    s.finish();
+    config
+}
+
 fn cloudwatch(mut s: Section<'_>) -> metrics::cloudwatch::Config {
     let expected = "1 to 255 printable ASCII characters, not beginning with \":\" or \"AWS/\"";
     let config = metrics::cloudwatch::Config {
         namespace: s.defaulted("namespace", text_as(expected, namespace)),
         interval: s.defaulted("interval", duration(SECOND * 10..=HOUR)),
+        mode: s.defaulted("mode", word(&[("full", Mode::Full), ("lean", Mode::Lean)], &[])),
     };
     s.finish();
     config

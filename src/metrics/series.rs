@@ -25,6 +25,16 @@ pub(super) enum Series {
     FeatureUnseen(FeatureOf),
     /// Rows by the text of a feature.
     FeatureCategory { of: FeatureOf, category: Arc<str> },
+    /// How far a feature is from its baseline: population stability index.
+    Psi(FeatureOf),
+    /// The largest difference between a feature's distribution and its baseline's, less what chance makes of it.
+    FeatureDrift(FeatureOf),
+    /// Features that have drifted.
+    DriftedFeatures(ModelName),
+    /// The largest PSI of a feature that has enough rows.
+    MaxPsi(ModelName),
+    /// Rows that drift is computed of.
+    SampleRows(ModelName),
     /// Measurements whose series found no room.
     Refused,
 }
@@ -68,7 +78,31 @@ impl Series {
             Self::FeatureMissing(_) => "FeatureMissing",
             Self::FeatureUnseen(_) => "FeatureUnseen",
             Self::FeatureCategory { .. } => "FeatureCategory",
+            Self::Psi(_) => "PSI",
+            Self::FeatureDrift(_) => "FeatureDrift",
+            Self::DriftedFeatures(_) => "DriftedFeatures",
+            Self::MaxPsi(_) => "MaxPSI",
+            Self::SampleRows(_) => "SampleRows",
             Self::Refused => "SeriesRefused",
+        }
+    }
+
+    /// Whether it is one of the six that are sent of each model in the lean mode.
+    pub(super) fn is_lean(&self) -> bool {
+        match self {
+            Self::Requests(scope) | Self::Errors(scope) | Self::Latency(scope) | Self::Prediction(scope) => {
+                scope.version.is_none()
+            }
+            Self::DriftedFeatures(_) | Self::MaxPsi(_) => true,
+            Self::PredictionClass { .. }
+            | Self::FeatureValue(_)
+            | Self::FeatureMissing(_)
+            | Self::FeatureUnseen(_)
+            | Self::FeatureCategory { .. }
+            | Self::Psi(_)
+            | Self::FeatureDrift(_)
+            | Self::SampleRows(_)
+            | Self::Refused => false,
         }
     }
 
@@ -80,12 +114,17 @@ impl Series {
                 std::iter::once(("Model", &scope.model as &dyn ToString)).chain(version).collect()
             }
             Self::PredictionClass { model, class } => vec![("Model", model), ("Class", class)],
-            Self::FeatureValue(of) | Self::FeatureMissing(of) | Self::FeatureUnseen(of) => {
+            Self::FeatureValue(of)
+            | Self::FeatureMissing(of)
+            | Self::FeatureUnseen(of)
+            | Self::Psi(of)
+            | Self::FeatureDrift(of) => {
                 vec![("Model", &of.model), ("Feature", &of.feature)]
             }
             Self::FeatureCategory { of, category } => {
                 vec![("Model", &of.model), ("Feature", &of.feature), ("Category", category)]
             }
+            Self::DriftedFeatures(model) | Self::MaxPsi(model) | Self::SampleRows(model) => vec![("Model", model)],
             Self::Refused => Vec::new(),
         };
         texts.into_iter().map(|(name, text)| (name, text.to_string())).collect()

@@ -101,6 +101,8 @@ enum Route<'path> {
     Ready,
     Metrics,
     Models,
+    /// One model's drift.
+    Drift(&'path str),
 }
 
 impl<'path> Route<'path> {
@@ -116,7 +118,10 @@ impl<'path> Route<'path> {
             }
             (Face::Operators, "/metrics") => Some(Self::Metrics),
             (Face::Operators, "/admin/models") => Some(Self::Models),
-            (Face::Operators, _) => None,
+            (Face::Operators, path) => {
+                let name = path.strip_prefix("/admin/models/")?.strip_suffix("/drift")?;
+                (!name.is_empty() && !name.contains('/')).then_some(Self::Drift(name))
+            }
         }
     }
 
@@ -130,6 +135,7 @@ impl<'path> Route<'path> {
             Self::Ready => "/readyz",
             Self::Metrics => "/metrics",
             Self::Models => "/admin/models",
+            Self::Drift(_) => "/admin/models/{name}/drift",
         }
     }
 
@@ -159,6 +165,7 @@ impl Room {
             Route::Ready => operator::ready(&self.state),
             Route::Metrics => Ok(operator::metrics(&self.state)),
             Route::Models => Ok(operator::models(&self.state)),
+            Route::Drift(name) => operator::drift(&self.state, name, head.uri.query()),
         }
     }
 
@@ -309,6 +316,10 @@ mod tests {
         check(Face::Callers, "/admin/models", None);
         check(Face::Operators, "/metrics", Some(Route::Metrics));
         check(Face::Operators, "/predict", None);
+        check(Face::Operators, "/admin/models/m/drift", Some(Route::Drift("m")));
+        check(Face::Operators, "/admin/models//drift", None);
+        check(Face::Operators, "/admin/models/a/b/drift", None);
+        check(Face::Callers, "/admin/models/m/drift", None);
         check(Face::Operators, "/livez", Some(Route::Live));
     }
 }

@@ -394,6 +394,12 @@ rate = 0
 burst = 5
 => gate.toml:2: plans.basic.burst: expected a `rate` with it
 
+[drift]
+baseline_rows = 100
+threshold = 0
+=> gate.toml:2: drift.baseline_rows: expected at least `min_rows`: with fewer there would never be a verdict
+gate.toml:3: drift.threshold: found 0, expected a number from 0.001 to 10
+
 [plans.basic]
 quota = -1
 period = "year"
@@ -684,6 +690,14 @@ max_categories = 50 # default
 [metrics.cloudwatch]
 namespace = "ModelGate" # default
 interval = "60s" # default
+mode = "full" # default
+
+[drift]
+window = "1h" # default
+threshold = 0.1 # default
+min_rows = 200 # default
+baseline_rows = 1000 # default
+by_key = false # default
 
 [capture]
 sink = "s3://samples/a/b/" # gate.toml:33

@@ -10,6 +10,7 @@ use std::time::Duration;
 use modelgate::auth::{self, Access, ApiKeys, PlanName};
 use modelgate::capture::Capture;
 use modelgate::clock::Clock;
+use modelgate::drift::{self, Drift};
 use modelgate::metrics::{self, Metrics};
 use modelgate::model::{Models, Publisher, published};
 use modelgate::quota::{self, Limit, Period, Plan, Quota, Throttle, Unit};
@@ -164,6 +165,13 @@ fn state(folder: &Path, keys: ApiKeys, models: Models) -> State {
         quota: Arc::new(quota(folder)),
         models,
         metrics: Metrics::new(metrics::Config { max_series: thousand, max_categories: thousand }),
+        drift: Drift::new(drift::Config {
+            window: Duration::from_hours(1),
+            threshold: 0.1,
+            min_rows: 200,
+            baseline_rows: 1000,
+            by_key: false,
+        }),
         capture: Capture::off(),
         readiness: Readiness::default(),
         clock: Clock::system(),
