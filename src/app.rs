@@ -252,7 +252,7 @@ async fn open_capture(
             prefix: prefix.clone(),
         },
     };
-    let (capture, writer) = capture::open(config, sink, seed)?;
+    let (capture, writer) = capture::open(config, sink, &mut getrandom::fill, seed)?;
     Ok((capture, Some(writer)))
 }
 

@@ -245,12 +245,12 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
     let server = sections::server(root.section("server"));
     let slots = sections::engine(root.section("engine"), sources.processors);
     let (registry, poll_interval) = sections::registry(root.section("registry"));
-    let models = models::read(&mut root, sources.purpose);
+    let (models, rates) = models::read(&mut root, sources.purpose);
     let store = data_dir.join("modelgate.db");
     let plans = sections::plans(&mut root, &models, sources.purpose);
     sections::quota(root.section("quota"));
     let (metrics, cloudwatch) = sections::metrics(root.section("metrics"));
-    let capture = root.optional_section("capture").and_then(|section| sections::capture(section, &data_dir));
+    let capture = root.optional_section("capture").and_then(|section| sections::capture(section, &data_dir, rates));
     let telemetry = sections::telemetry(root.section("telemetry"), &sources.env);
     root.finish();
     Config {

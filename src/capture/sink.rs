@@ -96,7 +96,7 @@ async fn put_s3(client: &Client, bucket: &str, key: &str, body: Bytes) -> Result
             .bucket(bucket)
             .key(key)
             .if_none_match("*")
-            .content_type("application/vnd.apache.parquet")
+            .content_type(media_type(key))
             .body(ByteStream::from(body.clone()));
         let Err(error) = put.send().await else { return Ok(()) };
         match error.raw_response().map(|response| response.status().as_u16()) {
@@ -104,6 +104,16 @@ async fn put_s3(client: &Client, bucket: &str, key: &str, body: Bytes) -> Result
             Some(409) if tries > 0 => (),
             status => return Err(put_error(status, &error)),
         }
+    }
+}
+
+fn media_type(key: &str) -> &'static str {
+    match key.rsplit_once('.') {
+        Some((_, "parquet")) => "application/vnd.apache.parquet",
+        Some((_, "jsonl")) => "application/jsonlines",
+        Some((_, "csv")) => "text/csv; charset=utf-8",
+        Some((_, "json")) => "application/json",
+        _ => "application/octet-stream",
     }
 }
 
