@@ -34,6 +34,7 @@ mod queue;
 pub mod segment;
 pub mod sink;
 pub mod spool;
+pub mod stored;
 mod upload;
 
 /// What is kept, and where.

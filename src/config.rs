@@ -24,6 +24,12 @@ pub use effective::Effective;
 use layer::{Origin, Table, Value};
 use reader::{Findings, Section};
 
+/// A place for samples, written as `capture.sink` is; `None` if it is not one.
+#[must_use]
+pub fn sink(text: &str) -> Option<capture::sink::Config> {
+    sections::sink(text)
+}
+
 /// Every key with its default and the reason for it.
 pub const DEFAULT: &str = include_str!("../config/default.toml");
 

@@ -11,15 +11,19 @@ use std::thread;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
+use jiff::civil::Date;
 use jiff::{Span, SpanRelativeTo, Timestamp};
-use modelgate::app;
+use modelgate::app::{self, replay::Verdict};
 use modelgate::auth::{ApiKeys, KeyRecord};
 use modelgate::clock::Clock;
-use modelgate::config::{self, ConfigErrors, Flags, Purpose, Sources};
+use modelgate::config::{self, Config, ConfigErrors, Flags, Purpose, Sources};
 use secrecy::ExposeSecret as _;
 
 /// `EX_CONFIG` of sysexits.h.
 const CONFIG_ERROR: u8 = 78;
+
+/// What `replay` exits with when the answers differ.
+const DIFFERENT: u8 = 3;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -33,8 +37,10 @@ Examples:
       Every mistake in the file at once; else what is in effect, and from where.
   modelgate keys create --name shop --plan basic
       An API key, shown once.
+  modelgate replay 019ad9c4-7b80-7c1e-9e70-3f2a5d1c8b46 --config gate.toml
+      Whether the version that answered a stored request still answers the same.
 
-Exit codes: 0 done, 1 failed, 2 not understood, 78 mistakes in the configuration.";
+Exit codes: 0 done, 1 failed, 2 not understood, 3 replayed and different, 78 mistakes in the configuration.";
 
 /// A gateway between apps and an MLflow model registry: swaps model versions live, meters callers, measures features.
 #[derive(Debug, Parser)]
@@ -54,6 +60,8 @@ enum Command {
     Demo(Addresses),
     /// Show every mistake in the configuration, or what is in effect and from where
     CheckConfig(Gateway),
+    /// Ask a stored request again of the version that answered it, and compare
+    Replay(Replay),
     /// Make, list and end API keys
     #[command(subcommand)]
     Keys(Keys),
@@ -88,6 +96,23 @@ struct Addresses {
     admin_listen: Option<String>,
 }
 
+#[derive(Debug, Args)]
+struct Replay {
+    /// The request's id, as its answer's `X-Request-Id`
+    request_id: String,
+    /// Where samples are; where the configuration says if left out
+    #[arg(long, value_name = "s3://BUCKET/PREFIX|DIRECTORY")]
+    samples: Option<String>,
+    /// Look only at this model's samples
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+    /// Look only at this day's samples (UTC); the day in the id if left out
+    #[arg(long, value_name = "YYYY-MM-DD")]
+    date: Option<Date>,
+    #[command(flatten)]
+    place: Place,
+}
+
 #[derive(Debug, Subcommand)]
 enum Keys {
     /// Make a key and show it, once
@@ -118,7 +143,7 @@ enum Keys {
     },
 }
 
-/// Where the keys are: the gateway's own data directory.
+/// Where a gateway keeps what it remembers.
 #[derive(Debug, Args)]
 struct Place {
     /// The gateway's configuration file (TOML)
@@ -150,7 +175,27 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             app::demo(addresses.sources(), |text| drop(print(text)))
         }
         Command::CheckConfig(gateway) => print(&config::load(&gateway.sources())?.effective.to_string()),
+        Command::Replay(replay) => {
+            silence_runtime()?;
+            replay.run()
+        }
         Command::Keys(keys) => run_keys(keys, Clock::system().now()),
+    }
+}
+
+/// A replayed request was answered in another way than it was then.
+#[derive(Debug, thiserror::Error)]
+#[error("the version answers in another way than it did")]
+struct Different;
+
+impl Replay {
+    fn run(self) -> anyhow::Result<()> {
+        let Self { request_id, samples, model, date, place } = self;
+        let config = place.load()?;
+        let report = app::replay::replay(config, app::replay::Request { request_id, samples, model, date })?;
+        print(&report.to_string())?;
+        anyhow::ensure!(report.verdict() != Verdict::Different, Different);
+        Ok(())
     }
 }
 
@@ -162,7 +207,8 @@ fn report(error: &anyhow::Error) -> ExitCode {
         (format!("{errors}\nmodelgate: {count} mistake{plural} in the configuration\n"), CONFIG_ERROR)
     } else {
         let causes: Vec<String> = error.chain().skip(1).map(|cause| format!("  because {cause}\n")).collect();
-        (format!("modelgate: {error}\n{}", causes.concat()), 1)
+        let code = if error.is::<Different>() { DIFFERENT } else { 1 };
+        (format!("modelgate: {error}\n{}", causes.concat()), code)
     };
     // With standard error closed there is nobody left to tell.
     let _ = io::stderr().write_all(text.as_bytes());
@@ -243,9 +289,13 @@ struct Store {
 }
 
 impl Place {
-    fn open(self) -> anyhow::Result<Store> {
+    fn load(self) -> anyhow::Result<Config> {
         let flags = Flags { data_dir: self.data_dir, ..Flags::default() };
-        let config = config::load(&sources(self.config, flags, Purpose::Keys))?.config;
+        Ok(config::load(&sources(self.config, flags, Purpose::Keys))?.config)
+    }
+
+    fn open(self) -> anyhow::Result<Store> {
+        let config = self.load()?;
         let plans = config.auth.plans.keys().map(ToString::to_string).collect();
         Ok(Store { keys: ApiKeys::open(config.auth, &mut getrandom::fill)?, plans })
     }

@@ -348,7 +348,8 @@ fn protect(s: &mut Section<'_>) -> Policy {
     Policy { redact, hash, bucket }
 }
 
-fn sink(text: &str) -> Option<capture::sink::Config> {
+/// A place for samples, as the configuration writes it.
+pub(super) fn sink(text: &str) -> Option<capture::sink::Config> {
     if let Some(path) = directory(text) {
         return Some(capture::sink::Config::Directory(path));
     }

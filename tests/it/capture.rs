@@ -13,6 +13,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use modelgate::capture::protect::Policy;
 use modelgate::capture::sink::{self, Sink};
+use modelgate::capture::stored::{Search, SearchError};
 use modelgate::capture::{self, Capture, Config, Counts, Flushed, Format, Record, SamplingRate, Writer};
 use modelgate::model::features::{Raw, Settings};
 use modelgate::model::signature::{Column, Kind, Signature};
@@ -205,6 +206,31 @@ async fn csv_lies_in_the_partitions_of_parquet() {
     let text = std::str::from_utf8(object).unwrap();
     assert_eq!(text.lines().count(), 3, "{text}");
     assert!(text.lines().nth(2).unwrap().ends_with(",k1,40.5,Doctor,1,Good,0.75,0.25,0.75"), "{text}");
+}
+
+#[tokio::test]
+async fn a_sample_is_found_in_the_bucket_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let s3 = S3::start().await;
+    let mut gate = Gate::open(folder.path(), bucket(&s3, SECRET));
+    for id in ["a", "b", "c"] {
+        gate.accept([id]).await;
+        gate.flush().await;
+    }
+    let find = async |id: &str, model: &str, date: &str| {
+        let (model, dates) = (Some(model.parse().unwrap()), vec![date.parse().unwrap()]);
+        Search { request_id: id.to_owned(), model, dates }.run(&bucket(&s3, SECRET)).await
+    };
+    let found = find("b", "credit-score", "2025-12-01").await.unwrap();
+    assert_eq!((found.rows.len(), found.digest), (1, Digest([7; 32])));
+    assert!(s3.objects().iter().any(|(key, _)| *key == format!("drift/eu/{}", found.key)), "{}", found.key);
+    for (id, model, date) in
+        [("d", "credit-score", "2025-12-01"), ("b", "credit", "2025-12-01"), ("b", "credit-score", "2025-12-02")]
+    {
+        assert!(matches!(find(id, model, date).await, Err(SearchError::NotFound { .. })), "{id} {model} {date}");
+    }
+    let search = Search { request_id: "b".to_owned(), model: None, dates: Vec::new() };
+    assert!(matches!(search.run(&bucket(&s3, "a wrong secret")).await, Err(SearchError::Sink(_))));
 }
 
 #[tokio::test]

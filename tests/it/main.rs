@@ -11,6 +11,7 @@ mod mlflow;
 mod numeric;
 mod process;
 mod quota;
+mod replay;
 mod server;
 mod support;
 mod tidy;
