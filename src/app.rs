@@ -31,6 +31,7 @@ use crate::server::{self, Readiness, State, Traffic};
 use crate::task::{self, Tasks};
 use crate::telemetry;
 
+pub mod dashboard;
 mod demo;
 pub mod replay;
 

@@ -13,7 +13,9 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use jiff::civil::Date;
 use jiff::{Span, SpanRelativeTo, Timestamp};
-use modelgate::app::{self, replay::Verdict};
+use modelgate::app;
+use modelgate::app::dashboard::Task;
+use modelgate::app::replay::Verdict;
 use modelgate::auth::{ApiKeys, KeyRecord};
 use modelgate::clock::Clock;
 use modelgate::config::{self, Config, ConfigErrors, Flags, Purpose, Sources};
@@ -39,6 +41,8 @@ Examples:
       An API key, shown once.
   modelgate replay 019ad9c4-7b80-7c1e-9e70-3f2a5d1c8b46 --config gate.toml
       Whether the version that answered a stored request still answers the same.
+  modelgate dashboard put --config gate.toml --alarm-action arn:aws:sns:eu-west-1:123456789012:on-call
+      A CloudWatch dashboard and alarms; says what they cost a month first.
 
 Exit codes: 0 done, 1 failed, 2 not understood, 3 replayed and different, 78 mistakes in the configuration.";
 
@@ -62,6 +66,9 @@ enum Command {
     CheckConfig(Gateway),
     /// Ask a stored request again of the version that answered it, and compare
     Replay(Replay),
+    /// The CloudWatch dashboard and alarms, with their price a month
+    #[command(subcommand)]
+    Dashboard(Dashboard),
     /// Make, list and end API keys
     #[command(subcommand)]
     Keys(Keys),
@@ -94,6 +101,32 @@ struct Addresses {
     /// Where operators connect
     #[arg(long, value_name = "ADDRESS:PORT")]
     admin_listen: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Dashboard {
+    /// Print the dashboard's body
+    Print(Panel),
+    /// Put the dashboard and its alarms into CloudWatch, in place of those of the same names
+    Put(Panel),
+}
+
+#[derive(Debug, Args)]
+struct Panel {
+    /// The dashboard's name
+    #[arg(long, default_value = "modelgate")]
+    name: String,
+    /// The region; that of the AWS configuration if left out
+    #[arg(long)]
+    region: Option<String>,
+    /// Features of a model, for the price
+    #[arg(long, default_value_t = 20)]
+    features: u32,
+    /// Who is told of an alarm, such as an SNS topic; may be given up to five times
+    #[arg(long = "alarm-action", value_name = "ARN")]
+    actions: Vec<String>,
+    #[command(flatten)]
+    gateway: Place,
 }
 
 #[derive(Debug, Args)]
@@ -179,7 +212,19 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             silence_runtime()?;
             replay.run()
         }
+        Command::Dashboard(Dashboard::Print(panel)) => panel.run(Task::Print),
+        Command::Dashboard(Dashboard::Put(panel)) => panel.run(Task::Put),
         Command::Keys(keys) => run_keys(keys, Clock::system().now()),
+    }
+}
+
+impl Panel {
+    /// The price goes beside the body, so that the body can be piped.
+    fn run(self, task: Task) -> anyhow::Result<()> {
+        let Self { name, region, features, actions, gateway } = self;
+        let options = app::dashboard::Options { name, region, features, actions };
+        let tell = |price: &str| io::stderr().write_all(price.as_bytes()).context("cannot write to standard error");
+        print(&app::dashboard::dashboard(&gateway.load()?, options, task, tell)?)
     }
 }
 

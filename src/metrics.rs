@@ -24,6 +24,7 @@ use self::window::{Codes, Measured, OK, Window};
 use crate::model::{Features, Identity, Inputs, Model, Outputs};
 
 pub mod cloudwatch;
+pub mod dashboard;
 pub mod prometheus;
 
 mod datum;

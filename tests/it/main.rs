@@ -6,6 +6,7 @@ mod auth;
 mod capture;
 mod cloudwatch;
 mod config;
+mod dashboard;
 mod gate;
 mod mlflow;
 mod numeric;
