@@ -397,6 +397,34 @@ async fn samples_outlast_an_outage_and_leave_when_the_wait_is_over() {
 }
 
 #[tokio::test]
+async fn six_hours_without_the_bucket_lose_nothing_and_drain_in_one_flush() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut s3 = S3::start().await;
+    let mut gate = Gate::open(folder.path(), bucket(&s3, SECRET));
+    s3.stop().await;
+    let mut ids = Vec::new();
+    for minute in 0..6 * 60 {
+        let batch: Vec<_> = (0..20).map(|id| format!("{minute:03}-{id:02}")).collect();
+        gate.accept(&batch).await;
+        ids.extend(batch);
+        // Every segment is older than a minute at the next look.
+        let now = noon() + Duration::from_secs(minute * 60);
+        assert_eq!(gate.writer.flush_once(now, false).await.stored, 0);
+    }
+    assert_eq!(gate.counts(), Counts { sampled: 7200, pending: 7200, ..Counts::default() });
+    let waiting = segments(folder.path()).len();
+    assert!(waiting >= 300, "{waiting} segments");
+
+    s3.restart().await;
+    let back = noon() + Duration::from_hours(6) + Duration::from_mins(5);
+    let drained = gate.writer.flush_once(back, false).await;
+    assert_eq!((drained.stored, drained.waiting), (7200, 0), "six hours leave in the step of one second");
+    assert_eq!(all_ids(&s3.objects()), ids);
+    let manifests = s3.everything().iter().filter(|(key, _)| key.contains("/_manifest/")).count();
+    assert_eq!(manifests, 1, "one manifest lists them all");
+}
+
+#[tokio::test]
 async fn spooling_goes_on_while_a_sink_hangs() {
     let folder = tempfile::tempdir().unwrap();
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
