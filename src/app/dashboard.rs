@@ -66,7 +66,8 @@ pub fn dashboard(
         let sdk = aws.config().await.clone().into_builder();
         let sdk = sdk.region(aws_config::Region::new(scope.region.clone())).build();
         let remarks = dashboard::put(&cloudwatch::client(&sdk), &options.name, &scope).await?;
-        let remarks: String = remarks.iter().map(|remark| format!("CloudWatch remarks: {remark}\n")).collect();
+        let remarks: Vec<String> = remarks.iter().map(|remark| format!("CloudWatch remarks: {remark}\n")).collect();
+        let remarks = remarks.concat();
         Ok(format!("{remarks}put dashboard {} and {} alarms in {}\n", options.name, price.alarms, scope.region))
     })
 }

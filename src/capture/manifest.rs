@@ -107,7 +107,8 @@ impl Ledger {
     pub(super) fn settle(&mut self, lists: &[String], put: Result<(), PutError>) {
         match put {
             Ok(()) => {
-                lists.iter().for_each(|key| drop(self.waiting.remove(key)));
+                // In order, as they came out of the map.
+                self.waiting.retain(|key, _| lists.binary_search(key).is_err());
                 self.is_failing = false;
             }
             Err(error) if !self.is_failing => {

@@ -60,7 +60,9 @@ fn write(site: &Site, name: &str, text: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stored_request_is_answered_the_same_by_the_version_that_answered_it() {
     let mut site = Site::new(&file_with(""));
-    KINDS.iter().for_each(|kind| site.register(kind, 1, kind));
+    for kind in KINDS {
+        site.register(kind, 1, kind);
+    }
     let ids = asked(&mut site).await;
     for (kind, id) in &ids {
         let (code, said) = replay(&site, "modelgate.toml", &[id]);
@@ -92,7 +94,9 @@ fn day_of(samples: &Path, kind: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_replayed_says_why() {
     let mut site = Site::new(&(file_with("") + "redact = [\"Occupation\"]\n"));
-    KINDS.iter().for_each(|kind| site.register(kind, 1, kind));
+    for kind in KINDS {
+        site.register(kind, 1, kind);
+    }
     let ids = asked(&mut site).await;
     let check = |arguments: &[&str], text: &str| {
         let (code, said) = replay(&site, "modelgate.toml", arguments);
