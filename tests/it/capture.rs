@@ -253,7 +253,7 @@ async fn a_manifest_accounts_for_every_flush_that_wrote() {
         manifests.retain(|(key, _)| key.contains("/_manifest/"));
         assert_eq!(manifests.len(), flush);
         for (key, page) in manifests {
-            assert!(key.starts_with("drift/eu/_manifest/date=2025-12-01/") && extension(key) == "json", "{key}");
+            assert!(key.starts_with("drift/eu/_manifest/date=2025-12-01/") && extension(&key) == "json", "{key}");
             listed.insert(key, serde_json::from_slice(&page).unwrap());
         }
     }
