@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::auth::ApiKeys;
+use crate::capture::sink::Sink;
 use crate::capture::{self, Capture};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -32,7 +33,9 @@ use crate::task::{self, Tasks};
 use crate::telemetry;
 
 mod baseline;
+pub mod dashboard;
 mod demo;
+pub mod replay;
 
 pub use baseline::{BaselineSources, FeatureSource, baseline};
 pub use demo::demo;
@@ -253,16 +256,19 @@ async fn open_capture(
     seed: u64,
 ) -> anyhow::Result<(Capture, Option<capture::Writer>)> {
     let Some(config) = config else { return Ok((Capture::off(), None)) };
-    let sink = match &config.sink {
-        capture::sink::Config::Directory(folder) => capture::sink::Sink::Directory(folder.clone()),
-        capture::sink::Config::S3 { bucket, prefix } => capture::sink::Sink::S3 {
-            client: s3_client(aws.config().await),
-            bucket: bucket.clone(),
-            prefix: prefix.clone(),
-        },
-    };
-    let (capture, writer) = capture::open(config, sink, seed)?;
+    let sink = open_sink(&config.sink, aws).await;
+    let (capture, writer) = capture::open(config, sink, &mut getrandom::fill, seed)?;
     Ok((capture, Some(writer)))
+}
+
+async fn open_sink(config: &capture::sink::Config, aws: &Aws) -> Sink {
+    match config {
+        capture::sink::Config::Directory(folder) => Sink::Directory(folder.clone()),
+        capture::sink::Config::S3 { bucket, prefix } => {
+            let (bucket, prefix) = (bucket.clone(), prefix.clone());
+            Sink::S3 { client: s3_client(aws.config().await), bucket, prefix }
+        }
+    }
 }
 
 async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {

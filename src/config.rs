@@ -24,6 +24,12 @@ pub use effective::Effective;
 use layer::{Origin, Table, Value};
 use reader::{Findings, Section};
 
+/// A place for samples, written as `capture.sink` is; `None` if it is not one.
+#[must_use]
+pub fn sink(text: &str) -> Option<capture::sink::Config> {
+    sections::sink(text)
+}
+
 /// Every key with its default and the reason for it.
 pub const DEFAULT: &str = include_str!("../config/default.toml");
 
@@ -248,13 +254,13 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
     let server = sections::server(root.section("server"));
     let slots = sections::engine(root.section("engine"), sources.processors);
     let (registry, poll_interval) = sections::registry(root.section("registry"));
-    let models = models::read(&mut root, sources.purpose);
+    let (models, rates) = models::read(&mut root, sources.purpose);
     let store = data_dir.join("modelgate.db");
     let plans = sections::plans(&mut root, &models, sources.purpose);
     sections::quota(root.section("quota"));
     let (metrics, cloudwatch) = sections::metrics(root.section("metrics"));
     let drift = sections::drift(root.section("drift"));
-    let capture = root.optional_section("capture").and_then(|section| sections::capture(section, &data_dir));
+    let capture = root.optional_section("capture").and_then(|section| sections::capture(section, &data_dir, rates));
     let telemetry = sections::telemetry(root.section("telemetry"), &sources.env);
     root.finish();
     Config {

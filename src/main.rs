@@ -11,15 +11,21 @@ use std::thread;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
+use jiff::civil::Date;
 use jiff::{Span, SpanRelativeTo, Timestamp};
+use modelgate::app::dashboard::Task;
+use modelgate::app::replay::Verdict;
 use modelgate::app::{self, BaselineSources, FeatureSource};
 use modelgate::auth::{ApiKeys, KeyRecord};
 use modelgate::clock::Clock;
-use modelgate::config::{self, ConfigErrors, Flags, Purpose, Sources};
+use modelgate::config::{self, Config, ConfigErrors, Flags, Purpose, Sources};
 use secrecy::ExposeSecret as _;
 
 /// `EX_CONFIG` of sysexits.h.
 const CONFIG_ERROR: u8 = 78;
+
+/// What `replay` exits with when the answers differ.
+const DIFFERENT: u8 = 3;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,8 +41,12 @@ Examples:
       What the training data look like, for the gateway to see drift from.
   modelgate keys create --name shop --plan basic
       An API key, shown once.
+  modelgate replay 019ad9c4-7b80-7c1e-9e70-3f2a5d1c8b46 --config gate.toml
+      Whether the version that answered a stored request still answers the same.
+  modelgate dashboard put --config gate.toml --alarm-action arn:aws:sns:eu-west-1:123456789012:on-call
+      A CloudWatch dashboard and alarms; says what they cost a month first.
 
-Exit codes: 0 done, 1 failed, 2 not understood, 78 mistakes in the configuration.";
+Exit codes: 0 done, 1 failed, 2 not understood, 3 replayed and different, 78 mistakes in the configuration.";
 
 /// A gateway between apps and an MLflow model registry: swaps model versions live, meters callers, measures features.
 #[derive(Debug, Parser)]
@@ -58,6 +68,11 @@ enum Command {
     CheckConfig(Gateway),
     /// Make a drift baseline of training data, to be logged with a version as baseline.json
     Baseline(BaselineArgs),
+    /// Ask a stored request again of the version that answered it, and compare
+    Replay(Replay),
+    /// The CloudWatch dashboard and alarms, with their price a month
+    #[command(subcommand)]
+    Dashboard(Dashboard),
     /// Make, list and end API keys
     #[command(subcommand)]
     Keys(Keys),
@@ -123,6 +138,49 @@ impl BaselineArgs {
 }
 
 #[derive(Debug, Subcommand)]
+enum Dashboard {
+    /// Print the dashboard's body
+    Print(Panel),
+    /// Put the dashboard and its alarms into CloudWatch, in place of those of the same names
+    Put(Panel),
+}
+
+#[derive(Debug, Args)]
+struct Panel {
+    /// The dashboard's name
+    #[arg(long, default_value = "modelgate")]
+    name: String,
+    /// The region; that of the AWS configuration if left out
+    #[arg(long)]
+    region: Option<String>,
+    /// Features of a model, for the price
+    #[arg(long, default_value_t = 20)]
+    features: u32,
+    /// Who is told of an alarm, such as an SNS topic; may be given up to five times
+    #[arg(long = "alarm-action", value_name = "ARN")]
+    actions: Vec<String>,
+    #[command(flatten)]
+    gateway: Place,
+}
+
+#[derive(Debug, Args)]
+struct Replay {
+    /// The request's id, as its answer's `X-Request-Id`
+    request_id: String,
+    /// Where samples are; where the configuration says if left out
+    #[arg(long, value_name = "s3://BUCKET/PREFIX|DIRECTORY")]
+    samples: Option<String>,
+    /// Look only at this model's samples
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+    /// Look only at this day's samples (UTC); the day in the id if left out
+    #[arg(long, value_name = "YYYY-MM-DD")]
+    date: Option<Date>,
+    #[command(flatten)]
+    place: Place,
+}
+
+#[derive(Debug, Subcommand)]
 enum Keys {
     /// Make a key and show it, once
     Create {
@@ -152,7 +210,7 @@ enum Keys {
     },
 }
 
-/// Where the keys are: the gateway's own data directory.
+/// Where a gateway keeps what it remembers.
 #[derive(Debug, Args)]
 struct Place {
     /// The gateway's configuration file (TOML)
@@ -188,7 +246,39 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             silence_runtime()?;
             print(&app::baseline(baseline.sources())?)
         }
+        Command::Replay(replay) => {
+            silence_runtime()?;
+            replay.run()
+        }
+        Command::Dashboard(Dashboard::Print(panel)) => panel.run(Task::Print),
+        Command::Dashboard(Dashboard::Put(panel)) => panel.run(Task::Put),
         Command::Keys(keys) => run_keys(keys, Clock::system().now()),
+    }
+}
+
+impl Panel {
+    /// The price goes beside the body, so that the body can be piped.
+    fn run(self, task: Task) -> anyhow::Result<()> {
+        let Self { name, region, features, actions, gateway } = self;
+        let options = app::dashboard::Options { name, region, features, actions };
+        let tell = |price: &str| io::stderr().write_all(price.as_bytes()).context("cannot write to standard error");
+        print(&app::dashboard::dashboard(&gateway.load()?, options, task, tell)?)
+    }
+}
+
+/// A replayed request was answered in another way than it was then.
+#[derive(Debug, thiserror::Error)]
+#[error("the version answers in another way than it did")]
+struct Different;
+
+impl Replay {
+    fn run(self) -> anyhow::Result<()> {
+        let Self { request_id, samples, model, date, place } = self;
+        let config = place.load()?;
+        let report = app::replay::replay(config, app::replay::Request { request_id, samples, model, date })?;
+        print(&report.to_string())?;
+        anyhow::ensure!(report.verdict() != Verdict::Different, Different);
+        Ok(())
     }
 }
 
@@ -200,7 +290,8 @@ fn report(error: &anyhow::Error) -> ExitCode {
         (format!("{errors}\nmodelgate: {count} mistake{plural} in the configuration\n"), CONFIG_ERROR)
     } else {
         let causes: Vec<String> = error.chain().skip(1).map(|cause| format!("  because {cause}\n")).collect();
-        (format!("modelgate: {error}\n{}", causes.concat()), 1)
+        let code = if error.is::<Different>() { DIFFERENT } else { 1 };
+        (format!("modelgate: {error}\n{}", causes.concat()), code)
     };
     // With standard error closed there is nobody left to tell.
     let _ = io::stderr().write_all(text.as_bytes());
@@ -283,9 +374,13 @@ struct Store {
 }
 
 impl Place {
-    fn open(self) -> anyhow::Result<Store> {
+    fn load(self) -> anyhow::Result<Config> {
         let flags = Flags { data_dir: self.data_dir, ..Flags::default() };
-        let config = config::load(&sources(self.config, flags, Purpose::Keys))?.config;
+        Ok(config::load(&sources(self.config, flags, Purpose::Keys))?.config)
+    }
+
+    fn open(self) -> anyhow::Result<Store> {
+        let config = self.load()?;
         let plans = config.auth.plans.keys().map(ToString::to_string).collect();
         Ok(Store { keys: ApiKeys::open(config.auth, &mut getrandom::fill)?, plans })
     }

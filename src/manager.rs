@@ -25,7 +25,7 @@ mod example;
 mod loader;
 pub mod policy;
 
-use loader::Unfit;
+pub use loader::Unfit;
 use policy::{Action, Failed, View};
 
 /// Models asked about at one time.
@@ -105,6 +105,14 @@ struct Followed {
 enum Origin {
     Registry,
     LastGood,
+}
+
+/// Loads a version that was served before, beside the gateway, to ask it once more.
+///
+/// # Errors
+/// When its files are no longer fit to serve.
+pub async fn reopen(runtime: Runtime, config: ModelConfig, found: Found, fetched: Fetched) -> Result<Model, Unfit> {
+    loader::load(runtime, config, 1, found, fetched).await
 }
 
 impl Manager {

@@ -25,6 +25,7 @@ use crate::drift::report::Report;
 use crate::model::{Features, Identity, Inputs, Model, Outputs};
 
 pub mod cloudwatch;
+pub mod dashboard;
 pub mod prometheus;
 
 mod datum;

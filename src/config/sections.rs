@@ -14,11 +14,16 @@ use url::Url;
 
 use super::layer::{Origin, Value, mask_url};
 use super::reader::Section;
-use super::value::{Parsed, SECOND, address, duration, number, path, size, text, text_as, texts, whole, word};
+use super::value::{
+    Parsed, SECOND, Wrong, address, duration, finite, map, number, path, size, text, text_as, texts, whole, word,
+};
 use super::{Purpose, variable};
 use crate::auth::{Access, PlanName};
+use crate::capture::protect::Policy;
+use crate::capture::{Format, SamplingRate};
 use crate::manager::ModelConfig;
 use crate::metrics::cloudwatch::Mode;
+use crate::model::ModelName;
 use crate::quota::{Limit, Period, Plan, Throttle, Unit};
 use crate::registry::Credentials;
 use crate::telemetry::LogFormat;
@@ -309,14 +314,19 @@ fn namespace(text: &str) -> Option<String> {
     (allowed && text.len() <= 255).then(|| text.to_owned())
 }
 
-pub(super) fn capture(mut s: Section<'_>, data_dir: &Path) -> Option<capture::Config> {
+pub(super) fn capture(
+    mut s: Section<'_>,
+    data_dir: &Path,
+    rates: BTreeMap<ModelName, SamplingRate>,
+) -> Option<capture::Config> {
     let sink = s.required(
         "sink",
         text_as("\"s3://bucket/prefix\" (3 to 63 of a-z 0-9 . - for the bucket) or \"file:directory\"", sink),
     );
-    s.defaulted("format", word(&[("parquet", ())], &["jsonl", "csv"]));
-    let rate = capture::SamplingRate::new(s.defaulted("rate", number(0.0..=1.0)));
-    let redact = s.optional("redact", texts).unwrap_or_default();
+    let formats = [("parquet", Format::Parquet), ("jsonl", Format::Jsonl), ("csv", Format::Csv)];
+    let format = s.defaulted("format", word(&formats, &[]));
+    let rate = SamplingRate::new(s.defaulted("rate", number(0.0..=1.0)));
+    let protect = protect(&mut s);
     let spool_max_bytes = s.defaulted("spool_max", size(ByteSize::mib(1)..=ByteSize::tib(1)));
     let mut flush = s.section("flush");
     let flush_rows = NonZeroU32::new(flush.defaulted("rows", count()));
@@ -325,16 +335,39 @@ pub(super) fn capture(mut s: Section<'_>, data_dir: &Path) -> Option<capture::Co
     s.finish();
     Some(capture::Config {
         sink: sink?,
+        format,
         rate: rate?,
+        rates,
         flush_rows: flush_rows?,
         flush_age,
-        redact,
+        protect,
+        secret: data_dir.join("capture-secret"),
         spool: data_dir.join("spool"),
         spool_max_bytes,
     })
 }
 
-fn sink(text: &str) -> Option<capture::sink::Config> {
+/// A feature under two rules is a mistake: whoever wrote it expected either.
+fn protect(s: &mut Section<'_>) -> Policy {
+    let redact = s.optional("redact", texts).unwrap_or_default();
+    let hash = s.optional("hash", texts).unwrap_or_default();
+    let width = |value: &Value| {
+        let wrong = || Wrong::expected("a number above 0");
+        finite(value).filter(|width| *width > 0.0).ok_or_else(wrong)
+    };
+    let expected = "a table of numbers above 0, such as { Income = 1000 }";
+    let bucket = s.optional("bucket", map(expected, width)).unwrap_or_default();
+    for name in hash.iter().filter(|name| redact.contains(name)) {
+        s.mistake("hash", &format!("{name:?} is in `redact` too, expected one of them"));
+    }
+    for name in bucket.keys().filter(|name| redact.contains(name) || hash.contains(name)) {
+        s.mistake("bucket", &format!("{name:?} is in `redact` or `hash` too, expected one of them"));
+    }
+    Policy { redact, hash, bucket }
+}
+
+/// A place for samples, as the configuration writes it.
+pub(super) fn sink(text: &str) -> Option<capture::sink::Config> {
     if let Some(path) = directory(text) {
         return Some(capture::sink::Config::Directory(path));
     }

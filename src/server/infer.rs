@@ -69,7 +69,7 @@ async fn infer(
     let answer = wire::write(shape, journal.id.as_str(), model.id(), &outputs);
     state.metrics.observe(model, &inputs, &outputs, journal.started.elapsed());
     state.drift.observe(model, &inputs, &outputs, &caller.key_id);
-    state.capture.offer(inputs.rows(), || record(room, caller, model, &inputs, &outputs, journal));
+    state.capture.offer(&model.id().name, inputs.rows(), || record(room, caller, model, &inputs, &outputs, journal));
     Ok(body_of("application/json", answer.into()))
 }
 

@@ -437,10 +437,10 @@ sink = "s3://B/x"
 
 [capture]
 sink = "/samples"
-format = "jsonl"
+format = "avro"
 rate = 1.5
 => gate.toml:2: capture.sink: found "/samples", expected "s3://bucket/prefix" (3 to 63 of a-z 0-9 . - for the bucket) or "file:directory"
-gate.toml:3: capture.format: found "jsonl", expected "parquet": what was found comes in a later release
+gate.toml:3: capture.format: found "avro", expected "parquet", "jsonl" or "csv"
 gate.toml:4: capture.rate: found 1.5, expected a number from 0 to 1
 
 [capture]
@@ -455,9 +455,19 @@ sink = "file:x"
 flush = 5
 redact = "SSN"
 spool_max = "1KiB"
+bucket = { Income = 0, Age = 5 }
 => gate.toml:3: capture.flush: found 5, expected a table
 gate.toml:4: capture.redact: found "SSN", expected a list of texts, such as ["a", "b"]
 gate.toml:5: capture.spool_max: found "1KiB", expected a size from "1MiB" to "1TiB"
+gate.toml:6: capture.bucket.Income: found 0, expected a number above 0
+
+[capture]
+sink = "file:x"
+redact = ["a"]
+hash = ["a", "b"]
+bucket = { b = 5, c = 5 }
+=> gate.toml:4: capture.hash: "a" is in `redact` too, expected one of them
+gate.toml:5: capture.bucket: "b" is in `redact` or `hash` too, expected one of them
 
 [telemetry]
 log_format = "xml"
@@ -574,6 +584,7 @@ coerce = false
 name = "churn"
 registered_model = "Churn, all countries"
 bands = [["Low", 0.35], ["Medium", 0.70], ["High"]]
+capture = { rate = 0.25 }
 [plans.basic]
 rate = 2.5
 quota = 10_000
@@ -585,6 +596,9 @@ unit = "requests"
 [capture]
 sink = "s3://samples/a/b/"
 flush = { age = "5m" }
+format = "jsonl"
+hash = ["Customer"]
+bucket = { Income = 1000, Age = 2.5 }
 "#,
     )
     .env("MODELGATE__SERVER__MAX_ROWS", "7")
@@ -660,6 +674,9 @@ bands = [["Low", 0.35], ["Medium", 0.7], ["High"]] # gate.toml:23
 coerce = true # default
 unseen = "count" # default
 
+[model.capture]
+rate = 0.25 # gate.toml:24
+
 [[model]]
 name = "third" # --model
 select = "alias:champion" # --model
@@ -669,15 +686,15 @@ coerce = true # default
 unseen = "count" # default
 
 [plans.basic]
-rate = 2.5 # gate.toml:25
-quota = 10000 # gate.toml:26
-period = "month" # gate.toml:27
+rate = 2.5 # gate.toml:26
+quota = 10000 # gate.toml:27
+period = "month" # gate.toml:28
 unit = "rows" # default
-models = ["credit-score"] # gate.toml:28
+models = ["credit-score"] # gate.toml:29
 
 [plans.free]
 period = "day" # default
-unit = "requests" # gate.toml:30
+unit = "requests" # gate.toml:31
 
 [quota]
 store = "embedded" # default
@@ -700,15 +717,17 @@ baseline_rows = 1000 # default
 by_key = false # default
 
 [capture]
-sink = "s3://samples/a/b/" # gate.toml:33
-format = "parquet" # default
+sink = "s3://samples/a/b/" # gate.toml:34
+format = "jsonl" # gate.toml:36
 rate = 1.0 # default
 redact = ["SSN"] # MODELGATE__CAPTURE__REDACT
+hash = ["Customer"] # gate.toml:37
+bucket = { Age = 2.5, Income = 1000 } # gate.toml:38
 spool_max = "2GiB" # default
 
 [capture.flush]
 rows = 10000 # default
-age = "5m" # gate.toml:34
+age = "5m" # gate.toml:35
 
 [telemetry]
 log_format = "text" # default
@@ -750,7 +769,12 @@ fn every_value_arrives_as_what_it_is() {
     let capture = config.capture.unwrap();
     assert_eq!(capture.sink, capture::sink::Config::S3 { bucket: "samples".to_owned(), prefix: "a/b".to_owned() });
     assert_eq!((capture.flush_rows.get(), capture.flush_age), (10_000, Duration::from_mins(5)));
-    assert_eq!((capture.rate, capture.redact), (capture::SamplingRate::ALL, vec!["SSN".to_owned()]));
+    assert_eq!((capture.rate, capture.format), (capture::SamplingRate::ALL, capture::Format::Jsonl));
+    assert_eq!((capture.protect.redact, capture.protect.hash), (vec!["SSN".to_owned()], vec!["Customer".to_owned()]));
+    assert_eq!(capture.protect.bucket, [("Age".to_owned(), 2.5), ("Income".to_owned(), 1000.0)].into());
+    assert_eq!(capture.secret, Path::new("state/capture-secret"));
+    let quarter = capture::SamplingRate::new(0.25).unwrap();
+    assert_eq!(capture.rates, [("churn".parse().unwrap(), quarter)].into());
 }
 
 #[test]

@@ -161,7 +161,7 @@ async fn sigterm_under_load_loses_no_answer_and_no_sample() {
     }
     assert_eq!(status.code(), Some(0), "{log}");
     assert!(log.contains("stopped in order"), "{log}");
-    assert_eq!(sampled_rows(s3::files(&site.folder().join("samples")), |_| true), answered);
+    assert_eq!(sampled_rows(s3::samples(&site.folder().join("samples")), |_| true), answered);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
