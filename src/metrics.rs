@@ -6,7 +6,7 @@
 //! Threads write into stripes of their own choosing, so that they rarely meet at a lock. Who wants to know
 //! (a flush, a scrape) empties the stripes into the totals, and into what CloudWatch is still to be told.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -54,6 +54,15 @@ struct Shared {
     gathered: Mutex<Gathered>,
 }
 
+/// A limit of a plan that callers pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PlanLimit {
+    /// The rate, or what is allowed at one time.
+    Throttle,
+    /// The quota.
+    Quota,
+}
+
 /// One place to write. Aligned so that two threads on two stripes do not share a cache line.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -65,6 +74,8 @@ struct Fresh {
     /// At most [`WINDOWS_MAX`], then the writer empties the stripes itself.
     windows: Vec<Window>,
     unmodelled: Codes,
+    /// How often each plan's limits were passed; as many entries as there are plans.
+    limits: BTreeMap<(Arc<str>, PlanLimit), u64>,
 }
 
 /// Versions measured in one stripe before somebody must look. More are possible only by reloading again and again
@@ -160,6 +171,11 @@ impl Metrics {
         self.write(id, features, |window| window.request(code, status >= 500, took));
     }
 
+    /// One request that passed a limit of `plan`, refused or, in a dry run, not.
+    pub fn limit_passed(&self, plan: &Arc<str>, limit: PlanLimit) {
+        *self.stripe().lock().limits.entry((Arc::clone(plan), limit)).or_default() += 1;
+    }
+
     /// The Prometheus page: our own totals, then `outside`.
     #[must_use]
     pub fn render(&self, outside: &[Family]) -> String {
@@ -221,6 +237,9 @@ impl Metrics {
         for stripe in &self.0.stripes {
             let fresh = std::mem::take(&mut *stripe.0.lock());
             gathered.totals.add_unmodelled(&fresh.unmodelled);
+            for ((plan, limit), count) in fresh.limits {
+                gathered.add_limit(Series::of_plan(plan, limit), count);
+            }
             for window in fresh.windows {
                 gathered.absorb(window.into_measured());
             }
@@ -242,6 +261,11 @@ impl Gathered {
         if refused > 0 {
             self.keep(Series::Refused, &Histogram::of(1.0, refused));
         }
+    }
+
+    fn add_limit(&mut self, series: Series, count: u64) {
+        self.totals.add_limit(series.clone(), count);
+        self.keep(series, &Histogram::of(1.0, count));
     }
 
     /// Keeps measurements for CloudWatch, where it is to have any.

@@ -89,7 +89,9 @@ fn unit(series: &Series) -> StandardUnit {
         | Series::FeatureMissing(_)
         | Series::FeatureUnseen(_)
         | Series::FeatureCategory { .. }
-        | Series::Refused => StandardUnit::Count,
+        | Series::Refused
+        | Series::Throttled { .. }
+        | Series::QuotaExceeded { .. } => StandardUnit::Count,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::PlanLimit;
 use crate::model::{Identity, ModelName, Version};
 
 /// One series as CloudWatch counts them: a metric's name and its dimensions.
@@ -27,6 +28,10 @@ pub(super) enum Series {
     FeatureCategory { of: FeatureOf, category: Arc<str> },
     /// Measurements whose series found no room.
     Refused,
+    /// Requests above a plan's rate, or above what it allows at one time.
+    Throttled { plan: Arc<str> },
+    /// Requests above a plan's quota.
+    QuotaExceeded { plan: Arc<str> },
 }
 
 /// All versions of a model together, or one of them.
@@ -56,6 +61,14 @@ impl Scope {
 }
 
 impl Series {
+    /// Requests of `plan` that passed `limit`.
+    pub(super) fn of_plan(plan: Arc<str>, limit: PlanLimit) -> Self {
+        match limit {
+            PlanLimit::Throttle => Self::Throttled { plan },
+            PlanLimit::Quota => Self::QuotaExceeded { plan },
+        }
+    }
+
     /// The metric's name.
     pub(super) fn name(&self) -> &'static str {
         match self {
@@ -69,6 +82,8 @@ impl Series {
             Self::FeatureUnseen(_) => "FeatureUnseen",
             Self::FeatureCategory { .. } => "FeatureCategory",
             Self::Refused => "SeriesRefused",
+            Self::Throttled { .. } => "Throttled",
+            Self::QuotaExceeded { .. } => "QuotaExceeded",
         }
     }
 
@@ -87,6 +102,7 @@ impl Series {
                 vec![("Model", &of.model), ("Feature", &of.feature), ("Category", category)]
             }
             Self::Refused => Vec::new(),
+            Self::Throttled { plan } | Self::QuotaExceeded { plan } => vec![("Plan", plan)],
         };
         texts.into_iter().map(|(name, text)| (name, text.to_string())).collect()
     }

@@ -5,11 +5,13 @@ use std::sync::atomic::Ordering;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
+use super::infer::limit_report;
 use super::routes::{Answer, body_of, json_answer};
 use super::{State, Traffic};
 use crate::capture;
 use crate::metrics::{Family, prometheus};
 use crate::model::{Entry, ModelName, ModelSet};
+use crate::quota::Use;
 
 /// `GET /readyz`: whether to send us requests, and what they would be answered with.
 pub(super) fn ready(state: &State) -> Result<Answer, ApiError> {
@@ -31,6 +33,28 @@ pub(super) fn models(state: &State) -> Answer {
         "draining": state.readiness.is_draining(),
         "models": models_report(&state.models.snapshot()),
     }))
+}
+
+/// `GET /admin/usage`: what every key was used for since the gateway started, and where its account stands.
+pub(super) fn usage(state: &State) -> Answer {
+    let keys: Vec<_> = state.quota.uses(state.clock.now()).iter().map(key_report).collect();
+    json_answer(&json!({ "keys": keys }))
+}
+
+fn key_report(used: &Use) -> Value {
+    let models: Vec<_> = used
+        .models
+        .iter()
+        .map(|model| json!({ "model": &*model.name, "requests": model.requests, "rows": model.rows }))
+        .collect();
+    json!({
+        "key_id": &*used.caller.key_id,
+        "account": &*used.caller.account,
+        "name": &*used.caller.name,
+        "plan": &*used.caller.plan,
+        "models": models,
+        "limits": used.standing.iter().map(limit_report).collect::<Vec<_>>(),
+    })
 }
 
 /// `GET /metrics`.
