@@ -481,6 +481,8 @@ impl ApiKeys {
                 live.add(key, &self.plans, &before);
             }
             self.live.store(Arc::new(live));
+            // Who was told that a key is none before it was read here is not made to wait for it.
+            self.attempts.forgive();
         }
         tx.commit()?;
         store.data_version = data_version;

@@ -111,6 +111,12 @@ impl Attempts {
         None
     }
 
+    /// Forgets all failures.
+    pub(super) fn forgive(&self) {
+        self.table.lock().fill([Slot::default(); WAYS]);
+        self.quiet_from.store(0, Ordering::Relaxed);
+    }
+
     /// Milliseconds after `opened`, at least one.
     fn now(&self) -> u64 {
         millis(self.opened.elapsed()) + 1

@@ -7,6 +7,7 @@ mod capture;
 mod cloudwatch;
 mod config;
 mod gate;
+mod keys;
 mod mlflow;
 mod numeric;
 mod process;
