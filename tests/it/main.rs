@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what a test cannot unwrap has failed it")]
 
 mod auth;
+mod canary;
 mod capture;
 mod cloudwatch;
 mod config;
