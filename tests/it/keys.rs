@@ -183,9 +183,8 @@ fn keys_of_api_gateway_work_as_they_are_sent() {
     let keyring = Keyring::new();
     let keys = keyring.open();
     assert_eq!(import(&keys, THEIRS).unwrap(), Imported { created: 3, updated: 0 });
-    let caller = |key: &str| {
-        keys.authenticate(key, NOW).map(|caller| (caller.name.to_string(), caller.plan.to_string()))
-    };
+    let caller =
+        |key: &str| keys.authenticate(key, NOW).map(|caller| (caller.name.to_string(), caller.plan.to_string()));
     assert_eq!(caller("apikey1234abcdefghij0123456789"), Ok(("Shop".into(), "gold".into())));
     assert_eq!(caller("aaaaaaaaaaaaaaaaaaaa"), Ok(("Plain".into(), "basic".into())));
     assert_eq!(caller("apikey-of-the-bank-that-is-off"), Err(AuthError::Disabled));

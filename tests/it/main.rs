@@ -9,6 +9,7 @@ mod cloudwatch;
 mod config;
 mod gate;
 mod keys;
+mod keys_figures;
 mod mlflow;
 mod numeric;
 mod process;
