@@ -17,6 +17,9 @@ use modelgate::config::{self, ConfigErrors, Flags, Purpose, Sources};
 #[path = "main/keys.rs"]
 mod keys;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// `EX_CONFIG` of sysexits.h.
 const CONFIG_ERROR: u8 = 78;
 
