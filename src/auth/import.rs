@@ -56,7 +56,7 @@ impl fmt::Display for Mistake {
 }
 
 fn lines(mistakes: &[Mistake]) -> String {
-    mistakes.iter().map(|mistake| format!("\n  {mistake}")).collect()
+    mistakes.iter().fold(String::new(), |lines, mistake| lines + "\n  " + &mistake.to_string())
 }
 
 /// Whether `text` may be a key from elsewhere.
@@ -100,15 +100,12 @@ impl ApiKeys {
         for row in rows {
             let hash = self.pepper.digest(&row.key);
             let before = store::key_by_hash(&tx, &hash)?.map(|key| key.record);
-            match before {
-                Some(before) => {
-                    store::update(&tx, &row.over(before, now))?;
-                    imported.updated += 1;
-                }
-                None => {
-                    store::insert(&tx, &row.into_record(now, random)?, &hash)?;
-                    imported.created += 1;
-                }
+            if let Some(before) = before {
+                store::update(&tx, &row.over(before, now))?;
+                imported.updated += 1;
+            } else {
+                store::insert(&tx, &row.into_record(now, random)?, &hash)?;
+                imported.created += 1;
             }
         }
         tx.commit()?;

@@ -80,7 +80,7 @@ pub(super) enum Keys {
     },
     /// Take over API Gateway's keys, which go on working as they are sent
     Import {
-        /// API Gateway's CSV: Name, Key, and as it likes Enabled and UsagePlanIds
+        /// API Gateway's CSV, as its own import takes it
         file: PathBuf,
         /// The plan of keys on no usage plan that stands for one of ours
         #[arg(long)]

@@ -110,9 +110,9 @@ impl Replays {
         let Some(name) = name(headers)? else { return Ok(Begin::Nameless) };
         let id = Arc::new(Id { account: Arc::clone(account), model: model.into(), name: name.into() });
         let body = Sha256::digest(body).into();
-        let mut shelf = self.0.lock();
-        shelf.forget_old(Instant::now());
-        match shelf.entries.get(&id) {
+        let mut book = self.0.lock();
+        book.forget_old(Instant::now());
+        match book.entries.get(&id) {
             Some(entry) if entry.body != body => Err(ApiError::idempotency_mismatch()),
             Some(Entry { kept: None, .. }) => Err(ApiError::idempotency_in_progress()),
             Some(Entry { kept: Some(kept), .. }) => {
@@ -121,7 +121,7 @@ impl Replays {
                 Ok(Begin::Again(answer))
             }
             None => {
-                shelf.entries.insert(Arc::clone(&id), Entry { body, kept: None });
+                book.entries.insert(Arc::clone(&id), Entry { body, kept: None });
                 Ok(Begin::First(Ticket { replays: self.clone(), id }))
             }
         }
@@ -146,16 +146,16 @@ pub(super) struct Ticket {
 impl Ticket {
     /// Keeps `answer` for those who ask again.
     pub(super) fn keep(self, answer: &Answer) {
-        let mut shelf = self.replays.0.lock();
-        shelf.keep(&self.id, answer.clone(), Instant::now());
+        let mut book = self.replays.0.lock();
+        book.keep(&self.id, answer.clone(), Instant::now());
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut shelf = self.replays.0.lock();
-        if shelf.entries.get(&self.id).is_some_and(|entry| entry.kept.is_none()) {
-            shelf.entries.remove(&self.id);
+        let mut book = self.replays.0.lock();
+        if book.entries.get(&self.id).is_some_and(|entry| entry.kept.is_none()) {
+            book.entries.remove(&self.id);
         }
     }
 }
@@ -245,7 +245,7 @@ mod tests {
         assert!(!ask(&replays, "a", "n", 1));
         assert!(ask(&replays, "a", "n", 1));
         assert!(!ask(&replays, "b", "n", 1), "a name is its account's own");
-        tokio::time::advance(KEPT_FOR - Duration::from_secs(1)).await;
+        tokio::time::advance(Duration::from_secs(24 * 3600 - 1)).await;
         assert!(ask(&replays, "a", "n", 1));
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(!ask(&replays, "a", "n", 1));
@@ -289,9 +289,9 @@ mod tests {
             ask(&replays, &number.to_string(), "n", 1 << 20);
         }
         ask(&replays, "huge", "n", MAX_BYTES + 1);
-        let shelf = replays.0.lock();
-        assert!(shelf.bytes <= MAX_BYTES);
-        assert_eq!(shelf.entries.len(), shelf.order.len());
-        assert_eq!(shelf.accounts.values().map(|share| share.bytes).sum::<usize>(), shelf.bytes);
+        let book = replays.0.lock();
+        assert!(book.bytes <= MAX_BYTES);
+        assert_eq!(book.entries.len(), book.order.len());
+        assert_eq!(book.accounts.values().map(|share| share.bytes).sum::<usize>(), book.bytes);
     }
 }

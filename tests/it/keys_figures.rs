@@ -1,6 +1,5 @@
 //! What keys and quotas cost, and that they are exact at full size. Too long for every run:
 //! `cargo test --release --test it keys_figures:: -- --ignored --nocapture --test-threads 1`
-#![expect(clippy::print_stdout, reason = "figures are for people")]
 
 use std::collections::BTreeMap;
 use std::fs;
