@@ -1,7 +1,6 @@
 //! The command line: what is typed → one call, and how that call ended → an exit code.
 
 use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::num::NonZeroUsize;
 use std::os::unix::process::CommandExt as _;
@@ -12,14 +11,14 @@ use std::thread;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use jiff::civil::Date;
-use jiff::{Span, SpanRelativeTo, Timestamp};
 use modelgate::app::dashboard::Task;
 use modelgate::app::replay::Verdict;
 use modelgate::app::{self, BaselineSources, FeatureSource};
-use modelgate::auth::{ApiKeys, KeyRecord};
 use modelgate::clock::Clock;
 use modelgate::config::{self, Config, ConfigErrors, Flags, Purpose, Sources};
-use secrecy::ExposeSecret as _;
+
+#[path = "main/keys.rs"]
+mod keys;
 
 /// `EX_CONFIG` of sysexits.h.
 const CONFIG_ERROR: u8 = 78;
@@ -45,6 +44,8 @@ Examples:
       Whether the version that answered a stored request still answers the same.
   modelgate dashboard put --config gate.toml --alarm-action arn:aws:sns:eu-west-1:123456789012:on-call
       A CloudWatch dashboard and alarms; says what they cost a month first.
+  modelgate keys rotate 7Kq3ZrT0aB --overlap 24h
+      A new key in the place of that one, which works on for a day.
 
 Exit codes: 0 done, 1 failed, 2 not understood, 3 replayed and different, 78 mistakes in the configuration.";
 
@@ -73,9 +74,9 @@ enum Command {
     /// The CloudWatch dashboard and alarms, with their price a month
     #[command(subcommand)]
     Dashboard(Dashboard),
-    /// Make, list and end API keys
+    /// Make, list, replace, import and end API keys
     #[command(subcommand)]
-    Keys(Keys),
+    Keys(keys::Keys),
 }
 
 /// A gateway's everyday keys. Flags go over the environment, and that over the file.
@@ -180,36 +181,6 @@ struct Replay {
     place: Place,
 }
 
-#[derive(Debug, Subcommand)]
-enum Keys {
-    /// Make a key and show it, once
-    Create {
-        /// Whose key it is, for people
-        #[arg(long)]
-        name: String,
-        /// The usage plan; may be left out where there is only one
-        #[arg(long)]
-        plan: Option<String>,
-        /// How long it lives, such as 90d; for ever if left out
-        #[arg(long, value_name = "TIME", value_parser = lifetime)]
-        expires: Option<Span>,
-        #[command(flatten)]
-        place: Place,
-    },
-    /// Show every key, without its secret
-    List {
-        #[command(flatten)]
-        place: Place,
-    },
-    /// End a key; gateways notice within a second
-    Revoke {
-        /// The key's id, as `keys list` shows it
-        id: String,
-        #[command(flatten)]
-        place: Place,
-    },
-}
-
 /// Where a gateway keeps what it remembers.
 #[derive(Debug, Args)]
 struct Place {
@@ -252,7 +223,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Dashboard(Dashboard::Print(panel)) => panel.run(Task::Print),
         Command::Dashboard(Dashboard::Put(panel)) => panel.run(Task::Put),
-        Command::Keys(keys) => run_keys(keys, Clock::system().now()),
+        Command::Keys(keys) => keys.run(Clock::system().now()),
     }
 }
 
@@ -347,99 +318,9 @@ fn sources(file: Option<PathBuf>, flags: Flags, purpose: Purpose) -> Sources {
     Sources { file, env: std::env::vars_os().map(text).collect(), flags, processors, purpose }
 }
 
-fn run_keys(keys: Keys, now: Timestamp) -> anyhow::Result<()> {
-    match keys {
-        Keys::Create { name, plan, expires, place } => {
-            let store = place.open()?;
-            create_key(&store, &name, plan.as_deref(), expires, now)
-        }
-        Keys::List { place } => {
-            let store = place.open()?;
-            print(&table(&store.keys.list()?, now))
-        }
-        Keys::Revoke { id, place } => {
-            let revoked = place.open()?.keys.revoke(&id, now)?;
-            print(&format!(
-                "revoked key {} ({}); gateways on this data directory refuse it from now on\n",
-                revoked.id, revoked.name
-            ))
-        }
-    }
-}
-
-/// The key store of one data directory.
-struct Store {
-    keys: ApiKeys,
-    plans: Vec<String>,
-}
-
 impl Place {
     fn load(self) -> anyhow::Result<Config> {
         let flags = Flags { data_dir: self.data_dir, ..Flags::default() };
         Ok(config::load(&sources(self.config, flags, Purpose::Keys))?.config)
     }
-
-    fn open(self) -> anyhow::Result<Store> {
-        let config = self.load()?;
-        let plans = config.auth.plans.keys().map(ToString::to_string).collect();
-        Ok(Store { keys: ApiKeys::open(config.auth, &mut getrandom::fill)?, plans })
-    }
-}
-
-fn create_key(
-    store: &Store,
-    name: &str,
-    plan: Option<&str>,
-    expires: Option<Span>,
-    now: Timestamp,
-) -> anyhow::Result<()> {
-    let plan = match (plan, &store.plans[..]) {
-        (Some(plan), _) => plan,
-        (None, [only]) => only,
-        (None, plans) => anyhow::bail!("say which plan the key is on: --plan {}", plans.join(", --plan ")),
-    };
-    let expires = expires.map(|lifetime| end_of(now, lifetime)).transpose()?;
-    let (record, secret) = store.keys.create(name, plan, expires, now, &mut getrandom::fill)?;
-    print(&format!("{}\n", secret.expose_secret()))?;
-    // Beside the key, not after it, so that `key=$(modelgate keys create …)` holds the key alone.
-    let note = format!("Key {} of {name} on plan {plan}. The key is not shown again: keep it now.\n", record.id);
-    io::stderr().write_all(note.as_bytes()).context("cannot write to standard error")
-}
-
-/// A length of time above zero.
-fn lifetime(text: &str) -> Result<Span, String> {
-    let span: Span = text.parse().map_err(|_| "expected a time such as 90d or 12h".to_owned())?;
-    if span.is_positive() { Ok(span) } else { Err("expected a time above zero".to_owned()) }
-}
-
-/// `lifetime` after `now`, in days of 24 hours.
-fn end_of(now: Timestamp, lifetime: Span) -> anyhow::Result<Timestamp> {
-    let lifetime = lifetime
-        .to_duration(SpanRelativeTo::days_are_24_hours())
-        .context("a key's life is given in weeks, days or hours: months and years differ")?;
-    now.checked_add(lifetime).context("no calendar reaches that far")
-}
-
-fn table(records: &[KeyRecord], now: Timestamp) -> String {
-    let head = ["ID", "NAME", "PLAN", "CREATED", "EXPIRES", "STATE"].map(str::to_owned);
-    let rows: Vec<[String; 6]> = [head].into_iter().chain(records.iter().map(|record| row(record, now))).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 6] = std::array::from_fn(width);
-    let mut text = String::new();
-    for row in &rows {
-        let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        writeln!(text, "{}", cells.join("  ").trim_end()).expect("a String takes every write");
-    }
-    text
-}
-
-fn row(record: &KeyRecord, now: Timestamp) -> [String; 6] {
-    let day = |time: Timestamp| time.strftime("%Y-%m-%d").to_string();
-    let state = match (record.revoked, record.expires) {
-        (Some(revoked), _) => format!("revoked {}", day(revoked)),
-        (None, Some(expires)) if expires <= now => "expired".to_owned(),
-        (None, _) => "active".to_owned(),
-    };
-    let expires = record.expires.map_or_else(|| "never".to_owned(), day);
-    [record.id.to_string(), record.name.clone(), record.plan.clone(), day(record.created), expires, state]
 }

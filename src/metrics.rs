@@ -57,6 +57,15 @@ struct Shared {
     gathered: Mutex<Gathered>,
 }
 
+/// A limit of a plan that callers pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PlanLimit {
+    /// The rate, or what is allowed at one time.
+    Throttle,
+    /// The quota.
+    Quota,
+}
+
 /// One place to write. Aligned so that two threads on two stripes do not share a cache line.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -68,6 +77,8 @@ struct Fresh {
     /// At most [`WINDOWS_MAX`], then the writer empties the stripes itself.
     windows: Vec<Window>,
     unmodelled: Codes,
+    /// How often each plan's limits were passed; as many entries as there are plans.
+    limits: BTreeMap<(Arc<str>, PlanLimit), u64>,
 }
 
 /// Versions measured in one stripe before somebody must look. More are possible only by reloading again and again
@@ -178,6 +189,11 @@ impl Metrics {
         }
     }
 
+    /// One request that passed a limit of `plan`, refused or, in a dry run, not.
+    pub fn limit_passed(&self, plan: &Arc<str>, limit: PlanLimit) {
+        *self.stripe().lock().limits.entry((Arc::clone(plan), limit)).or_default() += 1;
+    }
+
     /// The Prometheus page: our own totals, then `outside`.
     #[must_use]
     pub fn render(&self, outside: &[Family]) -> String {
@@ -242,6 +258,9 @@ impl Metrics {
         for stripe in &self.0.stripes {
             let fresh = std::mem::take(&mut *stripe.0.lock());
             gathered.totals.add_unmodelled(&fresh.unmodelled);
+            for ((plan, limit), count) in fresh.limits {
+                gathered.add_limit(Series::of_plan(plan, limit), count);
+            }
             for window in fresh.windows {
                 gathered.absorb(window.into_measured());
             }
@@ -263,6 +282,11 @@ impl Gathered {
         if refused > 0 {
             self.keep(Series::Refused, &Histogram::of(1.0, refused));
         }
+    }
+
+    fn add_limit(&mut self, series: Series, count: u64) {
+        self.totals.add_limit(series.clone(), count);
+        self.keep(series, &Histogram::of(1.0, count));
     }
 
     /// Keeps measurements for CloudWatch, where it is to have any.

@@ -23,6 +23,7 @@ mod head;
 mod infer;
 mod operator;
 mod ratelimit;
+mod replay;
 mod routes;
 mod watch;
 pub mod wire;
@@ -37,6 +38,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where operators connect.
     pub admin_listen: SocketAddr,
+    /// How errors are written at the data address.
+    pub error_style: ErrorStyle,
     /// The largest body, in bytes.
     pub max_body: usize,
     /// The longest an answer may take once the request is read.
@@ -67,6 +70,16 @@ pub struct Config {
     pub drain_delay: Duration,
     /// On a stop: how long requests under way may take to finish.
     pub grace: Duration,
+}
+
+/// How errors are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ErrorStyle {
+    /// `application/problem+json`.
+    #[default]
+    Problem,
+    /// Status, body and `x-amzn-ErrorType` as API Gateway has them.
+    ApiGateway,
 }
 
 /// What a handler may touch. Cloning is a handful of reference counts.

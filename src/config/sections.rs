@@ -15,7 +15,8 @@ use url::Url;
 use super::layer::{Origin, Value, mask_url};
 use super::reader::Section;
 use super::value::{
-    Parsed, SECOND, Wrong, address, duration, finite, map, number, path, size, text, text_as, texts, whole, word,
+    Parsed, SECOND, Wrong, address, boolean, duration, finite, map, number, path, size, text, text_as, texts, whole,
+    word,
 };
 use super::{Purpose, variable};
 use crate::auth::{Access, PlanName};
@@ -24,8 +25,9 @@ use crate::capture::{Format, SamplingRate};
 use crate::manager::ModelConfig;
 use crate::metrics::cloudwatch::Mode;
 use crate::model::ModelName;
-use crate::quota::{Limit, Period, Plan, Throttle, Unit};
+use crate::quota::{Enforcement, Limit, Period, Plan, Throttle, Unit};
 use crate::registry::Credentials;
+use crate::server::ErrorStyle;
 use crate::telemetry::LogFormat;
 use crate::{capture, drift, metrics, registry, server, telemetry};
 
@@ -39,11 +41,11 @@ fn count<T: TryFrom<u64>>() -> impl Fn(&Value) -> Parsed<T> {
 pub(super) fn server(mut s: Section<'_>) -> server::Config {
     let time = || duration(SECOND..=HOUR);
     let pause = || duration(Duration::ZERO..=HOUR);
-    // The one shape there is; a choice once there are two.
-    s.defaulted("error_style", word(&[("problem", ())], &["api-gateway"]));
+    let styles = [("problem", ErrorStyle::Problem), ("api-gateway", ErrorStyle::ApiGateway)];
     let config = server::Config {
         listen: s.defaulted("listen", address),
         admin_listen: s.defaulted("admin_listen", address),
+        error_style: s.defaulted("error_style", word(&styles, &[])),
         max_body: s.defaulted("max_body", size(ByteSize::kib(1)..=ByteSize::gib(1))),
         deadline: s.defaulted("deadline", time()),
         max_rows: s.defaulted("max_rows", count()),
@@ -216,8 +218,7 @@ pub(super) fn plans(root: &mut Section<'_>, models: &[ModelConfig], purpose: Pur
         s.finish();
     }
     if plans.limits.is_empty() {
-        let unlimited = Plan { throttle: None, quota: None, unit: Unit::Rows };
-        plans.limits.insert(DEFAULT_PLAN.into(), unlimited);
+        plans.limits.insert(DEFAULT_PLAN.into(), Plan::default());
         plans.access.insert(DEFAULT_PLAN.into(), Access::All);
         root.show_default(&format!("plans.{DEFAULT_PLAN}"));
     }
@@ -235,6 +236,8 @@ fn limits(s: &mut Section<'_>) -> Plan {
     let period = [("day", Period::Day), ("week", Period::Week), ("month", Period::Month)];
     let period = s.defaulted("period", word(&period, &[]));
     let unit = s.defaulted("unit", word(&[("rows", Unit::Rows), ("requests", Unit::Requests)], &[]));
+    let concurrency = s.optional("concurrency", count());
+    let enforced = s.defaulted("enforce", boolean);
     if burst.is_some() && !s.has("rate") {
         s.mistake("burst", "expected a `rate` with it");
     }
@@ -242,6 +245,8 @@ fn limits(s: &mut Section<'_>) -> Plan {
         throttle: rate.map(|rate| Throttle { rate, burst: burst.unwrap_or_else(|| one_second_of(rate)) }),
         quota: quota.and_then(NonZeroU64::new).map(|amount| Limit { amount, period }),
         unit,
+        concurrency: concurrency.and_then(NonZeroU32::new),
+        enforcement: if enforced { Enforcement::Enforced } else { Enforcement::DryRun },
     }
 }
 

@@ -95,7 +95,9 @@ fn unit(series: &Series) -> StandardUnit {
         | Series::FeatureCategory { .. }
         | Series::DriftedFeatures(_)
         | Series::SampleRows(_)
-        | Series::Refused => StandardUnit::Count,
+        | Series::Refused
+        | Series::Throttled { .. }
+        | Series::QuotaExceeded { .. } => StandardUnit::Count,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
@@ -85,6 +86,8 @@ fn own(totals: &Totals) -> Vec<Family> {
         counter("modelgate_feature_missing", "Rows without a value for a feature", each(totals, missing)),
         counter("modelgate_feature_unseen", "Rows with a category the model has no column for", each(totals, unseen)),
         counter("modelgate_feature_category", "Rows by the text of a feature", each(totals, category)),
+        counter("modelgate_throttled", "Requests above a plan's rate or concurrency", each_limit(totals, throttled)),
+        counter("modelgate_quota_exceeded", "Requests above a plan's quota", each_limit(totals, quota_exceeded)),
         counter(
             "modelgate_series_refused",
             "Measurements whose series found no room under the cap",
@@ -168,6 +171,20 @@ fn answers(totals: &Totals) -> Vec<Sample> {
 /// The samples that `pick` makes of the series it knows.
 fn each(totals: &Totals, pick: fn(&Series, Total) -> Option<Sample>) -> Vec<Sample> {
     totals.series().filter_map(|(series, total)| pick(series, total)).collect()
+}
+
+fn each_limit(totals: &Totals, pick: fn(&Series) -> Option<&Arc<str>>) -> Vec<Sample> {
+    let sample =
+        |(series, count): (&Series, &u64)| pick(series).map(|plan| (vec![("plan", plan.to_string())], float(*count)));
+    totals.limits().iter().filter_map(sample).collect()
+}
+
+fn throttled(series: &Series) -> Option<&Arc<str>> {
+    if let Series::Throttled { plan } = series { Some(plan) } else { None }
+}
+
+fn quota_exceeded(series: &Series) -> Option<&Arc<str>> {
+    if let Series::QuotaExceeded { plan } = series { Some(plan) } else { None }
 }
 
 fn class(series: &Series, total: Total) -> Option<Sample> {

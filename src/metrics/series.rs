@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::PlanLimit;
 use crate::model::{Identity, ModelName, Version};
 
 /// One series as CloudWatch counts them: a metric's name and its dimensions.
@@ -37,6 +38,10 @@ pub(super) enum Series {
     SampleRows(ModelName),
     /// Measurements whose series found no room.
     Refused,
+    /// Requests above a plan's rate, or above what it allows at one time.
+    Throttled { plan: Arc<str> },
+    /// Requests above a plan's quota.
+    QuotaExceeded { plan: Arc<str> },
 }
 
 /// All versions of a model together, or one of them.
@@ -66,6 +71,14 @@ impl Scope {
 }
 
 impl Series {
+    /// Requests of `plan` that passed `limit`.
+    pub(super) fn of_plan(plan: Arc<str>, limit: PlanLimit) -> Self {
+        match limit {
+            PlanLimit::Throttle => Self::Throttled { plan },
+            PlanLimit::Quota => Self::QuotaExceeded { plan },
+        }
+    }
+
     /// The metric's name.
     pub(super) fn name(&self) -> &'static str {
         match self {
@@ -84,6 +97,8 @@ impl Series {
             Self::MaxPsi(_) => "MaxPSI",
             Self::SampleRows(_) => "SampleRows",
             Self::Refused => "SeriesRefused",
+            Self::Throttled { .. } => "Throttled",
+            Self::QuotaExceeded { .. } => "QuotaExceeded",
         }
     }
 
@@ -102,7 +117,9 @@ impl Series {
             | Self::Psi(_)
             | Self::FeatureDrift(_)
             | Self::SampleRows(_)
-            | Self::Refused => false,
+            | Self::Refused
+            | Self::Throttled { .. }
+            | Self::QuotaExceeded { .. } => false,
         }
     }
 
@@ -126,6 +143,7 @@ impl Series {
             }
             Self::DriftedFeatures(model) | Self::MaxPsi(model) | Self::SampleRows(model) => vec![("Model", model)],
             Self::Refused => Vec::new(),
+            Self::Throttled { plan } | Self::QuotaExceeded { plan } => vec![("Plan", plan)],
         };
         texts.into_iter().map(|(name, text)| (name, text.to_string())).collect()
     }

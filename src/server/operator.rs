@@ -6,12 +6,14 @@ use std::sync::atomic::Ordering;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
+use super::infer::limit_report;
 use super::routes::{Answer, body_of, json_answer};
 use super::{State, Traffic};
 use crate::capture;
 use crate::drift::report::Report;
 use crate::metrics::{Family, prometheus};
 use crate::model::{Entry, ModelName, ModelSet, NotServed};
+use crate::quota::Use;
 
 /// `GET /readyz`: whether to send us requests, and what they would be answered with.
 pub(super) fn ready(state: &State) -> Result<Answer, ApiError> {
@@ -51,6 +53,28 @@ pub(super) fn drift(state: &State, name: &str, query: Option<&str>) -> Result<An
 
 fn callers_report(callers: Vec<(Arc<str>, Report)>) -> Vec<Value> {
     callers.into_iter().map(|(key, report)| json!({ "key_id": &*key, "rows": report.rows, "features": report.features, "prediction": report.prediction, "score": report.score })).collect()
+}
+
+/// `GET /admin/usage`: what every key was used for since the gateway started, and where its account stands.
+pub(super) fn usage(state: &State) -> Answer {
+    let keys: Vec<_> = state.quota.uses(state.clock.now()).iter().map(key_report).collect();
+    json_answer(&json!({ "keys": keys }))
+}
+
+fn key_report(used: &Use) -> Value {
+    let models: Vec<_> = used
+        .models
+        .iter()
+        .map(|model| json!({ "model": &*model.name, "requests": model.requests, "rows": model.rows }))
+        .collect();
+    json!({
+        "key_id": &*used.caller.key_id,
+        "account": &*used.caller.account,
+        "name": &*used.caller.name,
+        "plan": &*used.caller.plan,
+        "models": models,
+        "limits": used.standing.iter().map(limit_report).collect::<Vec<_>>(),
+    })
 }
 
 /// `GET /metrics`.

@@ -114,12 +114,12 @@ admin_listen = "127.0.0.1:9"
 => gate.toml:3: server.admin_listen: expected another address than `server.listen`
 
 [server]
-error_style = "api-gateway"
-=> gate.toml:2: server.error_style: found "api-gateway", expected "problem": what was found comes in a later release
+error_style = "apigateway"
+=> gate.toml:2: server.error_style: found "apigateway", expected "problem" or "api-gateway"
 
 [server]
 error_style = "html"
-=> gate.toml:2: server.error_style: found "html", expected "problem"
+=> gate.toml:2: server.error_style: found "html", expected "problem" or "api-gateway"
 
 [server]
 max_body = "2 potatoes"
@@ -622,9 +622,9 @@ data_dir = "state" # gate.toml:1
 onnxruntime = "lib/libonnxruntime.so" # gate.toml:2
 
 [server]
-error_style = "problem" # default
 listen = "[::1]:8080" # MODELGATE__SERVER__LISTEN
 admin_listen = "127.0.0.1:9" # --admin-listen
+error_style = "problem" # default
 max_body = "4MiB" # gate.toml:5
 deadline = "1m 30s" # gate.toml:6
 max_rows = 7 # MODELGATE__SERVER__MAX_ROWS
@@ -690,11 +690,13 @@ rate = 2.5 # gate.toml:26
 quota = 10000 # gate.toml:27
 period = "month" # gate.toml:28
 unit = "rows" # default
+enforce = true # default
 models = ["credit-score"] # gate.toml:29
 
 [plans.free]
 period = "day" # default
 unit = "requests" # gate.toml:31
+enforce = true # default
 
 [quota]
 store = "embedded" # default

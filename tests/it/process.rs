@@ -19,10 +19,10 @@ use crate::support::site::{Answer, Site, eventually};
 use crate::support::{fixtures, mlflow};
 
 /// A gateway in a process of its own, killed if the test does not end it.
-struct Binary {
+pub(crate) struct Binary {
     child: Child,
-    data: SocketAddr,
-    admin: SocketAddr,
+    pub(crate) data: SocketAddr,
+    pub(crate) admin: SocketAddr,
     log: std::thread::JoinHandle<String>,
 }
 
@@ -33,7 +33,7 @@ impl Binary {
     }
 
     /// The same, with more in its environment.
-    fn serve_with(file: &Path, environment: &[(&str, &str)]) -> Self {
+    pub(crate) fn serve_with(file: &Path, environment: &[(&str, &str)]) -> Self {
         Self::start(&mut Command::new(env!("CARGO_BIN_EXE_modelgate")), file, environment)
     }
 
@@ -58,12 +58,12 @@ impl Binary {
         Self { child, data, admin, log }
     }
 
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
-    async fn ended(mut self) -> (ExitStatus, String) {
+    pub(crate) async fn ended(mut self) -> (ExitStatus, String) {
         let mut status = None;
         eventually("the process to end", async || {
             status = self.child.try_wait().unwrap();
@@ -74,7 +74,7 @@ impl Binary {
         (status.unwrap(), log)
     }
 
-    async fn ready(&self, http: &reqwest::Client) {
+    pub(crate) async fn ready(&self, http: &reqwest::Client) {
         let url = format!("http://{}/readyz", self.data);
         eventually("the gateway to be ready", async || {
             http.get(&url).send().await.is_ok_and(|answer| answer.status().is_success())
@@ -92,7 +92,7 @@ impl Drop for Binary {
 }
 
 /// A site with the sum model in version 1, samples in a directory, and its file.
-fn site() -> (Site, PathBuf) {
+pub(crate) fn site() -> (Site, PathBuf) {
     let text = "[plans.open]\n[[model]]\nname = \"sum\"\nselect = \"alias:champion\"\n\
                 [capture]\nsink = \"file:{folder}/samples\"\n";
     let site = Site::new(text);

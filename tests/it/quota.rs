@@ -26,7 +26,7 @@ fn noon() -> Timestamp {
 
 fn rows_a_day(amount: u64) -> Plan {
     let limit = Limit { amount: NonZeroU64::new(amount).unwrap(), period: Period::Day };
-    Plan { throttle: None, quota: Some(limit), unit: Unit::Rows }
+    Plan { quota: Some(limit), ..Plan::default() }
 }
 
 /// A store, with a caller on the plan `test`.
@@ -320,7 +320,7 @@ async fn a_lease_that_is_on_its_way_is_settled_too() {
 #[tokio::test]
 async fn what_is_left_and_when_it_resets_is_told() {
     let limit = Limit { amount: NonZeroU64::new(100).unwrap(), period: Period::Week };
-    let plan = Plan { throttle: Some(Throttle { rate: 1.0, burst: 5 }), quota: Some(limit), unit: Unit::Rows };
+    let plan = Plan { throttle: Some(Throttle { rate: 1.0, burst: 5 }), quota: Some(limit), ..Plan::default() };
     let bench = Bench::new(plan);
     let quota = bench.open();
     let charge = bench.reserve(&quota, 30).await.unwrap();
