@@ -19,14 +19,16 @@ use crate::auth::ApiKeys;
 use crate::capture::{self, Capture};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::manager::Manager;
+use crate::manager::history::History;
+use crate::manager::{Manager, Parts};
 use crate::metrics::{Metrics, cloudwatch};
 use crate::model::runtime::Runtime;
-use crate::model::{self, Models};
+use crate::model::shadow::Comparer;
+use crate::model::{self, Models, orders, shadow};
 use crate::quota::Quota;
 use crate::registry::Registry;
 use crate::registry::cache::Cache;
-use crate::server::{self, Readiness, State, Traffic};
+use crate::server::{self, Readiness, State, Traffic, Webhook};
 use crate::task::{self, Tasks};
 use crate::telemetry;
 
@@ -100,7 +102,11 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     let cache = Cache::open(config.data_dir.join("cache")).context("cannot open the model cache")?;
     let registry = Registry::new(config.registry, http_client()?);
     let poll_interval = config.manager.poll_interval;
-    let manager = Manager::new(registry, cache, runtime.clone(), publisher, config.manager);
+    let history = History::open(&config.data_dir.join("history.db")).context("cannot open the history of versions")?;
+    let (orders, inbox) = orders::channel();
+    let (shadow, comparer) = shadow::line();
+    let parts = Parts { registry, cache, runtime: runtime.clone(), publisher, inbox, history, clock: clock.clone() };
+    let manager = Manager::new(parts, config.manager).context("cannot read the history of versions")?;
 
     let data = bind(config.server.listen, "server.listen").await?;
     let admin = bind(config.server.admin_listen, "server.admin_listen").await?;
@@ -109,6 +115,9 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
         keys: Arc::clone(&keys),
         quota: Arc::clone(&quota),
         models: models.clone(),
+        shadow,
+        orders,
+        webhook: config.webhook_secret.as_ref().map(|secret| Arc::new(Webhook::new(secret))),
         metrics: metrics.clone(),
         capture,
         readiness: readiness.clone(),
@@ -134,7 +143,8 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     let admin_routes = server::admin_router(state, &config.server);
     front.spawn("data-listener", server::serve(data, data_routes, config.server.clone(), front.stopping()));
     front.spawn("admin-listener", server::serve(admin, admin_routes, config.server, front.stopping()));
-    back.spawn("registry", follow_registry(manager, clock.clone(), seed, back.stopping()));
+    back.spawn("registry", follow_registry(manager, seed, back.stopping()));
+    back.spawn("shadow", compare(comparer, back.stopping()));
     back.spawn("keys", refresh_keys(keys, back.stopping()));
     back.spawn("usage", settle_usage(quota, clock.clone(), back.stopping()));
     if let Some(writer) = capture_writer {
@@ -301,12 +311,22 @@ async fn load_aws_config() -> SdkConfig {
         .await
 }
 
-async fn follow_registry(mut manager: Manager, clock: Clock, seed: u64, stop: CancellationToken) {
+async fn follow_registry(mut manager: Manager, seed: u64, stop: CancellationToken) {
     tokio::select! {
         () = manager.open_last_good() => {}
         () = stop.cancelled() => return,
     }
-    manager.run(clock, seed, stop).await;
+    manager.run(seed, stop).await;
+}
+
+/// Has challengers answer what was answered, until it is time to stop: what still waits then is nobody's loss.
+async fn compare(mut comparer: Comparer, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            more = comparer.compare_once() => if !more { return stop.cancelled().await },
+            () = stop.cancelled() => return,
+        }
+    }
 }
 
 async fn refresh_keys(keys: Arc<ApiKeys>, stop: CancellationToken) {

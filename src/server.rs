@@ -13,8 +13,11 @@ use crate::capture::Capture;
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::model::Models;
+use crate::model::orders::Orders;
+use crate::model::shadow::Shadow;
 use crate::quota::Quota;
 
+mod admin;
 mod body;
 mod connections;
 pub mod error;
@@ -24,10 +27,12 @@ mod operator;
 mod ratelimit;
 mod routes;
 mod watch;
+mod webhook;
 pub mod wire;
 
 pub use connections::serve;
 pub use routes::{Router, admin_router, data_router};
+pub use webhook::Webhook;
 
 /// Addresses and limits. Each limit is the last value that passes.
 #[derive(Clone, Debug)]
@@ -77,6 +82,12 @@ pub struct State {
     pub quota: Arc<Quota>,
     /// Who answers.
     pub models: Models,
+    /// Where challengers answer too.
+    pub shadow: Shadow,
+    /// Where operators' orders go.
+    pub orders: Orders,
+    /// Who may hint that the registry has news; without it nobody.
+    pub webhook: Option<Arc<Webhook>>,
     /// What is measured.
     pub metrics: Metrics,
     /// What is kept.

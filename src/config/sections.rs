@@ -90,14 +90,23 @@ enum Location {
     Directory(PathBuf),
 }
 
-/// Where versions come from, and how often to look.
-pub(super) fn registry(mut s: Section<'_>) -> (registry::Config, Duration) {
+/// Where versions come from, how often to look, and what else passes between the registry and us.
+pub(super) struct Registry {
+    pub(super) config: registry::Config,
+    pub(super) poll_interval: Duration,
+    pub(super) write_back: bool,
+    pub(super) webhook_secret: Option<SecretString>,
+}
+
+pub(super) fn registry(mut s: Section<'_>) -> Registry {
     let location = s.defaulted("uri", text_as("\"http://…\", \"https://…\" or \"file:directory\"", location));
     let poll_interval = s.defaulted("poll_interval", duration(SECOND * 5..=HOUR * 24));
     let timeout = s.defaulted("timeout", duration(SECOND..=HOUR));
     let max_bytes = s.defaulted("max_bytes", size(ByteSize::kib(1)..=ByteSize::tib(1)));
     let given = credentials(&mut s);
     let workspace = s.optional("workspace", text);
+    let write_back = s.switch("write_back");
+    let webhook_secret = secret(&mut s, "webhook_secret", "webhook_secret_file");
     s.finish();
     let config = match location {
         Location::Directory(root) => registry::Config::Directory(root),
@@ -107,7 +116,7 @@ pub(super) fn registry(mut s: Section<'_>) -> (registry::Config, Duration) {
             registry::Config::Mlflow(registry::Mlflow { uri, credentials, timeout, workspace, max_bytes })
         }
     };
-    (config, poll_interval)
+    Registry { config, poll_interval, write_back, webhook_secret }
 }
 
 fn location(text: &str) -> Option<Location> {

@@ -21,6 +21,7 @@ use super::ratelimit;
 use super::wire::WireError;
 use crate::auth::AuthError;
 use crate::model::features::FieldError;
+use crate::model::orders::Refused;
 use crate::model::session::Stage;
 use crate::model::{InvalidInput, NotServed, PredictError};
 use crate::quota::{Refusal, Standing};
@@ -42,6 +43,8 @@ pub enum Code {
     MethodNotAllowed,
     /// The body came too slowly.
     RequestTimeout,
+    /// An operator's order that cannot be followed as things are.
+    Conflict,
     /// Too many bytes, rows or cells.
     PayloadTooLarge,
     /// Not JSON by its own account, or compressed.
@@ -80,7 +83,7 @@ struct Entry {
 
 impl Code {
     /// Every code, in the order of the catalogue.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::MalformedJson,
         Self::MalformedRequest,
         Self::Unauthenticated,
@@ -88,6 +91,7 @@ impl Code {
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::RequestTimeout,
+        Self::Conflict,
         Self::PayloadTooLarge,
         Self::UnsupportedMediaType,
         Self::InvalidInput,
@@ -112,6 +116,7 @@ impl Code {
             Self::NotFound => ("not_found", 404, "There is nothing here", false),
             Self::MethodNotAllowed => ("method_not_allowed", 405, "The route has other methods", false),
             Self::RequestTimeout => ("request_timeout", 408, "The request came too slowly", true),
+            Self::Conflict => ("conflict", 409, "The order cannot be followed as things are", false),
             Self::PayloadTooLarge => ("payload_too_large", 413, "The request is too large", false),
             Self::UnsupportedMediaType => ("unsupported_media_type", 415, "The body's type is not supported", false),
             Self::InvalidInput => ("invalid_input", 422, "The input does not fit the model", false),
@@ -259,6 +264,22 @@ impl ApiError {
 
     pub(super) fn unsupported_media_type(detail: &'static str) -> Self {
         Self::new(Code::UnsupportedMediaType, detail).about(About::Accept)
+    }
+
+    /// A hint that is not the registry's.
+    pub(super) fn not_signed() -> Self {
+        Self::new(Code::Unauthenticated, "the hint is not signed with our secret, or is not of these five minutes")
+    }
+
+    /// An operator's order that is not followed.
+    pub(super) fn order_refused(refused: &Refused) -> Self {
+        let code = match refused {
+            Refused::Unknown => Code::NotFound,
+            Refused::NothingBefore | Refused::NotPinned | Refused::NotServed(_) => Code::Conflict,
+            Refused::Busy => return Self::new(Code::Overloaded, refused.to_string()).about(About::RetrySoon),
+            Refused::Unreadable => return Self::internal(refused.clone()),
+        };
+        Self::new(code, refused.to_string())
     }
 
     pub(super) fn headers_too_large(detail: String) -> Self {

@@ -15,7 +15,7 @@ use super::{head, ratelimit, wire};
 use crate::auth::Caller;
 use crate::capture::Record;
 use crate::model::session::Stage;
-use crate::model::{Inputs, Model, Outputs, PredictError};
+use crate::model::{Inputs, Model, Outputs, PredictError, Route};
 use crate::quota::{Limit, Period, Standing, Throttle, Unit, Usage};
 
 /// `POST /predict` and `POST /models/{name}/predict`. What can be refused without the body is.
@@ -33,22 +33,23 @@ where
     head::check_media_type(&head.headers)?;
     let time = head::time_allowed(&head.headers, room.config.deadline)?;
     let _in_flight = room.state.traffic.enter(room.config.max_in_flight).ok_or_else(ApiError::overloaded)?;
-    let model = find(room, name, &caller, journal)?;
+    let route = find(room, name, &caller, journal)?;
     let body = body::read(body, room.config.max_body, room.config.body_timeout).await?;
     let deadline = Instant::now() + time;
-    infer(room, &caller, &model, &body, deadline, journal).await
+    infer(room, &caller, &route, &body, deadline, journal).await
 }
 
 /// From a whole body to an answer. One version answers all of it.
 async fn infer(
     room: &Room,
     caller: &Caller,
-    model: &Arc<Model>,
+    route: &Route,
     body: &[u8],
     deadline: Instant,
     journal: &mut Journal,
 ) -> Result<Answer, ApiError> {
     let Room { state, config, .. } = room;
+    let model = route.model();
     let limits = wire::Limits { depth: config.max_depth, rows: config.max_rows, ..wire::Limits::default() };
 
     let mut rows = model.features().rows();
@@ -59,7 +60,7 @@ async fn infer(
     let charge = timeout_at(deadline, charge).await.map_err(|_elapsed| ApiError::deadline_exceeded("quota"))??;
     journal.rate_limit = Some(ratelimit::Headers::of(charge.standing()));
 
-    let outputs = model.predict(&inputs, deadline).await;
+    let outputs = route.predict(&inputs, deadline).await;
     // A run that was cut short is paid for: given back, a short deadline would be a way to have the model work for free.
     if matches!(outputs, Ok(_) | Err(PredictError::DeadlineExceeded { stage: Stage::Run })) {
         charge.commit();
@@ -68,6 +69,7 @@ async fn infer(
 
     let answer = wire::write(shape, journal.id.as_str(), model.id(), &outputs);
     state.metrics.observe(model, &inputs, &outputs, journal.started.elapsed());
+    state.shadow.offer(route, &caller.key_id, &inputs, &outputs);
     state.capture.offer(inputs.rows(), || record(room, caller, model, &inputs, &outputs, journal));
     Ok(body_of("application/json", answer.into()))
 }
@@ -88,13 +90,12 @@ fn authenticate(room: &Room, head: &Parts, journal: &mut Journal) -> Result<Arc<
 }
 
 /// The one look at what is published. Whoever holds the answer stays with that version to the end.
-fn find(room: &Room, name: Option<&str>, caller: &Caller, journal: &mut Journal) -> Result<Arc<Model>, ApiError> {
-    let models = &room.state.models;
-    let found = name.map_or_else(|| models.only(), |name| models.get(name));
-    let model = found.map_err(|error| ApiError::not_served(&error, room.state.poll_interval))?;
-    caller.may_use(model.id().name.as_str())?;
-    journal.model = Some(Arc::clone(&model));
-    Ok(model)
+fn find(room: &Room, name: Option<&str>, caller: &Caller, journal: &mut Journal) -> Result<Route, ApiError> {
+    let found = room.state.models.route(name, &caller.key_id);
+    let route = found.map_err(|error| ApiError::not_served(&error, room.state.poll_interval))?;
+    caller.may_use(route.model().id().name.as_str())?;
+    journal.model = Some(Arc::clone(route.model()));
+    Ok(route)
 }
 
 fn record(

@@ -9,7 +9,8 @@ use super::routes::{Answer, body_of, json_answer};
 use super::{State, Traffic};
 use crate::capture;
 use crate::metrics::{Family, prometheus};
-use crate::model::{Entry, ModelName, ModelSet};
+use crate::model::rollout::{Counts, Rule};
+use crate::model::{Entry, ModelName, ModelSet, Trial};
 
 /// `GET /readyz`: whether to send us requests, and what they would be answered with.
 pub(super) fn ready(state: &State) -> Result<Answer, ApiError> {
@@ -44,7 +45,7 @@ fn models_report(set: &ModelSet) -> Value {
     set.iter().map(|(name, entry)| model_report(name, entry)).collect()
 }
 
-fn model_report(name: &ModelName, Entry { serving, status }: &Entry) -> Value {
+fn model_report(name: &ModelName, Entry { serving, trial, status }: &Entry) -> Value {
     let id = serving.as_ref().map(|model| model.id());
     json!({
         "name": name.as_str(),
@@ -55,6 +56,37 @@ fn model_report(name: &ModelName, Entry { serving, status }: &Entry) -> Value {
         "aspired": status.aspired.map(|version| version.to_string()),
         "trouble": status.trouble,
         "stale_since": status.stale_since.map(|since| since.to_string()),
+        "pinned": status.pinned.map(|version| version.to_string()),
+        "previous": status.previous.map(|version| version.to_string()),
+        "quarantined": status.quarantined.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "trial": trial.as_deref().map(trial_report),
+    })
+}
+
+fn trial_report(trial: &Trial) -> Value {
+    let (strategy, challenger, share) = match trial.rule() {
+        Rule::Watch => ("watch", None, None),
+        Rule::Canary { challenger, share } => ("canary", Some(challenger), Some(share)),
+        Rule::Shadow { challenger, share, .. } => ("shadow", Some(challenger), Some(share)),
+    };
+    json!({
+        "strategy": strategy,
+        "version": challenger.map(|model| model.id().version.to_string()),
+        "share": share.map(|share| share.get()),
+        "serving": counts_report(&trial.serving.counts()),
+        "challenger": challenger.map(|_| counts_report(&trial.challenger.counts())),
+    })
+}
+
+fn counts_report(counts: &Counts) -> Value {
+    json!({
+        "requests": counts.requests(),
+        "failed": counts.failed,
+        "not_finite": counts.not_finite,
+        "mean_ms": counts.mean().as_secs_f64() * 1000.0,
+        "compared_rows": counts.compared,
+        "disagreed_rows": counts.disagreed,
+        "shed": counts.shed,
     })
 }
 

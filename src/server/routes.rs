@@ -19,10 +19,11 @@ use serde_json::json;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
+use super::admin::{self, Verb};
 use super::body::BoxError;
 use super::error::ApiError;
 use super::head::{self, Entropy, REQUEST_ID, RequestId};
-use super::{Config, State, Traffic, infer, operator, ratelimit};
+use super::{Config, State, Traffic, infer, operator, ratelimit, webhook};
 use crate::auth::KeyId;
 use crate::model::Model;
 
@@ -101,6 +102,9 @@ enum Route<'path> {
     Ready,
     Metrics,
     Models,
+    /// What an operator orders of one model.
+    Order(Verb, &'path str),
+    Webhook,
 }
 
 impl<'path> Route<'path> {
@@ -116,7 +120,8 @@ impl<'path> Route<'path> {
             }
             (Face::Operators, "/metrics") => Some(Self::Metrics),
             (Face::Operators, "/admin/models") => Some(Self::Models),
-            (Face::Operators, _) => None,
+            (Face::Operators, "/admin/registry-webhook") => Some(Self::Webhook),
+            (Face::Operators, path) => Verb::find(path).map(|(verb, name)| Self::Order(verb, name)),
         }
     }
 
@@ -130,13 +135,22 @@ impl<'path> Route<'path> {
             Self::Ready => "/readyz",
             Self::Metrics => "/metrics",
             Self::Models => "/admin/models",
+            Self::Order(verb, _) => verb.pattern(),
+            Self::Webhook => "/admin/registry-webhook",
         }
     }
 
     fn check_method(self, method: &Method) -> Result<(), ApiError> {
         match self {
-            Self::Predict(_) if method == Method::POST => Ok(()),
-            Self::Predict(_) => Err(ApiError::method_not_allowed("POST")),
+            Self::Predict(_)
+            | Self::Order(Verb::Promote | Verb::RollBack | Verb::Pin | Verb::Unpin, _)
+            | Self::Webhook => {
+                if method == Method::POST {
+                    Ok(())
+                } else {
+                    Err(ApiError::method_not_allowed("POST"))
+                }
+            }
             _ if method == Method::GET || method == Method::HEAD => Ok(()),
             _ => Err(ApiError::method_not_allowed("GET, HEAD")),
         }
@@ -159,6 +173,8 @@ impl Room {
             Route::Ready => operator::ready(&self.state),
             Route::Metrics => Ok(operator::metrics(&self.state)),
             Route::Models => Ok(operator::models(&self.state)),
+            Route::Order(verb, name) => admin::order(self, verb, name, head, body).await,
+            Route::Webhook => webhook::hint(self, head, body).await,
         }
     }
 
@@ -310,5 +326,10 @@ mod tests {
         check(Face::Operators, "/metrics", Some(Route::Metrics));
         check(Face::Operators, "/predict", None);
         check(Face::Operators, "/livez", Some(Route::Live));
+        check(Face::Operators, "/admin/models/sum/pin", Some(Route::Order(Verb::Pin, "sum")));
+        check(Face::Operators, "/admin/models//pin", None);
+        check(Face::Operators, "/admin/models/sum/delete", None);
+        check(Face::Callers, "/admin/models/sum/pin", None);
+        check(Face::Callers, "/admin/registry-webhook", None);
     }
 }

@@ -11,7 +11,7 @@ use modelgate::auth::{self, Access, ApiKeys, PlanName};
 use modelgate::capture::Capture;
 use modelgate::clock::Clock;
 use modelgate::metrics::{self, Metrics};
-use modelgate::model::{Models, Publisher, published};
+use modelgate::model::{Models, Publisher, orders, published, shadow};
 use modelgate::quota::{self, Limit, Period, Plan, Quota, Throttle, Unit};
 use modelgate::server::{self, Config, Readiness, Router, State, Traffic, admin_router, data_router};
 use modelgate::task::Tasks;
@@ -163,6 +163,9 @@ fn state(folder: &Path, keys: ApiKeys, models: Models) -> State {
         keys: Arc::new(keys),
         quota: Arc::new(quota(folder)),
         models,
+        shadow: shadow::line().0,
+        orders: orders::channel().0,
+        webhook: None,
         metrics: Metrics::new(metrics::Config { max_series: thousand, max_categories: thousand }),
         capture: Capture::off(),
         readiness: Readiness::default(),

@@ -104,6 +104,10 @@ impl Site {
         };
         let mut config = config::load(&sources).unwrap_or_else(|errors| panic!("{errors}")).config;
         config.manager.poll_interval = POLL;
+        for model in &mut config.manager.models {
+            // Most tests promote again and again; the policy has tests of its own.
+            model.rollout.dwell = Duration::ZERO;
+        }
         config
     }
 
