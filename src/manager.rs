@@ -436,6 +436,7 @@ impl Manager {
         let replaced = from.is_some();
         followed.settled_until = replaced.then(|| self.clock.now() + followed.config.rollout.dwell);
         self.watch(index);
+        self.report(index);
         let name = self.models[index].config.name.clone();
         if matches!(cause, Cause::LastGood) {
             info!(model.name = %name, model.version = %found.version, digest = %fetched.digest, "serving `{name}` version {} from the cache until the registry answers", found.version);
@@ -713,7 +714,8 @@ impl Followed {
             info!(model.name = %name, "the registry answers for `{name}` again after {} s", now.as_second() - since.as_second());
         }
         self.wanted = Some(found.clone());
-        self.stance.set_aside.take_if(|mark| !mark.is(found)).is_some()
+        // While a version is pinned the registry is asked for that one, which says nothing about what it wants.
+        self.stance.pin.is_none() && self.stance.set_aside.take_if(|mark| !mark.is(found)).is_some()
     }
 
     /// Says once that the registry fell silent, not at every round.

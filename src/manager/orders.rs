@@ -69,6 +69,10 @@ impl Manager {
     /// Brings the version an operator waits for, if one does.
     pub(super) async fn fulfil(&mut self, index: usize, now: Timestamp, round: &mut Round) {
         let Some(wish) = self.models[index].wish.take() else { return };
+        // The registry may have brought it meanwhile.
+        if self.models[index].loaded(wish.version).is_some() {
+            return self.choose(index, wish).await;
+        }
         let from = self.models[index].serving_version();
         match self.bring_wished(index, &wish, now, round).await {
             Ok(found) => self.chosen(index, &found, from, wish).await,

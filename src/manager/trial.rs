@@ -181,6 +181,7 @@ impl Manager {
         followed.stance.pin.take_if(|pin| *pin == left.found.version.0);
         followed.settled_until = Some(self.clock.now() + followed.config.rollout.dwell);
         let name = followed.config.name.clone();
+        self.report(index);
         self.settle(index).await;
         self.remember(&name, &back.found, &back.fetched).await;
         let (version, from) = (back.found.version, left.found.version);
@@ -194,7 +195,6 @@ impl Manager {
         let found = left.found.clone();
         self.retire(Some(left));
         self.note(index, event, &found, "rolled back").await;
-        self.report(index);
         Ok(Done::Serving { version, from: Some(from) })
     }
 

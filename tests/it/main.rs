@@ -11,6 +11,7 @@ mod mlflow;
 mod numeric;
 mod process;
 mod quota;
+mod rollout;
 mod server;
 mod support;
 mod tidy;

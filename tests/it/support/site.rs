@@ -28,6 +28,8 @@ pub(crate) struct Site {
     folder: tempfile::TempDir,
     text: String,
     keys: BTreeMap<String, String>,
+    /// How often the registry is looked at.
+    pub(crate) poll: Duration,
 }
 
 impl Site {
@@ -47,7 +49,7 @@ impl Site {
              max_connections_per_address = 4096\n",
         );
         fs::create_dir_all(folder.path().join("registry")).unwrap();
-        Self { folder, text, keys: BTreeMap::new() }
+        Self { folder, text, keys: BTreeMap::new(), poll: POLL }
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -103,7 +105,7 @@ impl Site {
             purpose: Purpose::Serve,
         };
         let mut config = config::load(&sources).unwrap_or_else(|errors| panic!("{errors}")).config;
-        config.manager.poll_interval = POLL;
+        config.manager.poll_interval = self.poll;
         for model in &mut config.manager.models {
             // Most tests promote again and again; the policy has tests of its own.
             model.rollout.dwell = Duration::ZERO;
@@ -170,8 +172,28 @@ impl Gate {
         Client { data: self.data, key: self.key.clone(), http: self.http.clone() }
     }
 
+    /// A client with another key.
+    pub(crate) fn client_with(&self, key: String) -> Client {
+        Client { key, ..self.client() }
+    }
+
     pub(crate) async fn predict(&self, model: &str, data: &Value) -> Answer {
         self.client().predict(model, data).await
+    }
+
+    /// What comes of an operator's order of `model`.
+    pub(crate) async fn order(&self, model: &str, verb: &str, body: Value) -> Answer {
+        let url = format!("http://{}/admin/models/{model}/{verb}", self.admin);
+        let request = self.http.post(url).header("x-modelgate-admin", "1").json(&body);
+        Answer::of(request.send().await.unwrap()).await
+    }
+
+    /// What happened to the versions of `model`, oldest first: event and version.
+    pub(crate) async fn history(&self, model: &str) -> Vec<(String, String)> {
+        let page = self.get(self.admin, &format!("/admin/models/{model}/history")).await.body;
+        let text = |event: &Value, key: &str| event[key].as_str().unwrap().to_owned();
+        let events = page["history"].as_array().unwrap().iter().rev();
+        events.map(|event| (text(event, "event"), text(event, "version"))).collect()
     }
 
     pub(crate) async fn get(&self, address: SocketAddr, path: &str) -> Answer {
