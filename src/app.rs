@@ -33,8 +33,14 @@ use crate::task::{self, Tasks};
 use crate::telemetry;
 
 mod demo;
+mod doctor;
+pub mod operate;
+mod verify;
 
 pub use demo::demo;
+pub use doctor::doctor;
+pub use operate::operate;
+pub use verify::verify;
 
 /// How soon a key that was revoked in another process stops working here.
 const KEY_REFRESH_INTERVAL: Duration = Duration::from_secs(1);
@@ -185,6 +191,12 @@ impl Running {
         self.back.finished().await;
         !self.front.has_failed() && !self.back.has_failed()
     }
+}
+
+/// Runs `work` to its end, for commands that do one thing.
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("cannot start the async runtime")?.block_on(work)
 }
 
 /// Runs a gateway until a signal asks it to stop.

@@ -12,7 +12,7 @@ use std::thread;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use jiff::{Span, SpanRelativeTo, Timestamp};
-use modelgate::app;
+use modelgate::app::{self, operate};
 use modelgate::auth::{ApiKeys, KeyRecord};
 use modelgate::clock::Clock;
 use modelgate::config::{self, ConfigErrors, Flags, Purpose, Sources};
@@ -33,6 +33,8 @@ Examples:
       Every mistake in the file at once; else what is in effect, and from where.
   modelgate keys create --name shop --plan basic
       An API key, shown once.
+  modelgate models history credit-score
+      What a running gateway served, refused and rolled back, and why.
 
 Exit codes: 0 done, 1 failed, 2 not understood, 78 mistakes in the configuration.";
 
@@ -57,6 +59,13 @@ enum Command {
     /// Make, list and end API keys
     #[command(subcommand)]
     Keys(Keys),
+    /// See and choose which versions a running gateway serves
+    #[command(subcommand)]
+    Models(Models),
+    /// Judge one version as a gateway would before it serves it, without a gateway
+    Verify(Verify),
+    /// Check everything a gateway needs from outside, one line each
+    Doctor(Gateway),
 }
 
 /// A gateway's everyday keys. Flags go over the environment, and that over the file.
@@ -129,6 +138,79 @@ struct Place {
     data_dir: Option<String>,
 }
 
+#[derive(Debug, Subcommand)]
+enum Models {
+    /// Show every model: what serves, what is on trial, what is wanted
+    List {
+        #[command(flatten)]
+        desk: Desk,
+    },
+    /// Show what happened to a model's versions, newest first
+    History {
+        /// The model's name
+        model: String,
+        #[command(flatten)]
+        desk: Desk,
+    },
+    /// Serve a version now, until the registry wants another than it does now
+    Promote {
+        /// The model's name
+        model: String,
+        /// The version's number
+        version: u64,
+        #[command(flatten)]
+        desk: Desk,
+    },
+    /// Go back to the version before, or end the trial; the version that is left is not served again by itself
+    Rollback {
+        /// The model's name
+        model: String,
+        #[command(flatten)]
+        desk: Desk,
+    },
+    /// Serve a version until it is unpinned
+    Pin {
+        /// The model's name
+        model: String,
+        /// The version's number
+        version: u64,
+        #[command(flatten)]
+        desk: Desk,
+    },
+    /// Follow the registry again
+    Unpin {
+        /// The model's name
+        model: String,
+        #[command(flatten)]
+        desk: Desk,
+    },
+}
+
+/// A running gateway, and who speaks to it.
+#[derive(Debug, Args)]
+struct Desk {
+    /// The gateway's admin address; the one in the configuration if left out
+    #[arg(long, value_name = "URL")]
+    admin: Option<String>,
+    /// The gateway's configuration file (TOML)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Why, for the history
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct Verify {
+    /// A folder with an MLmodel file, or `models:/name/3` or `models:/name@alias` in the configured registry
+    version: String,
+    /// The verdict as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    gateway: Gateway,
+}
+
 fn main() -> ExitCode {
     // Every TLS client of the process is made with it; the first one to be made may be the exporter of traces.
     rustls::crypto::ring::default_provider().install_default().expect("nothing was installed before main");
@@ -151,6 +233,21 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::CheckConfig(gateway) => print(&config::load(&gateway.sources())?.effective.to_string()),
         Command::Keys(keys) => run_keys(keys, Clock::system().now()),
+        Command::Models(models) => run_models(models),
+        Command::Verify(Verify { version, json, gateway }) => {
+            silence_runtime()?;
+            let (text, good) = app::verify(gateway.sources_for(Purpose::Keys), &version, json)?;
+            print(&text)?;
+            anyhow::ensure!(good, "the version is not fit to serve");
+            Ok(())
+        }
+        Command::Doctor(gateway) => {
+            silence_runtime()?;
+            let (text, good) = app::doctor(config::load(&gateway.sources())?.config)?;
+            print(&text)?;
+            anyhow::ensure!(good, "something is missing; each line says what to do");
+            Ok(())
+        }
     }
 }
 
@@ -188,12 +285,34 @@ fn silence_runtime() -> anyhow::Result<()> {
     Err(error).context(format!("cannot start again with {VARIABLE} set; set it to 1 before starting"))
 }
 
+fn run_models(models: Models) -> anyhow::Result<()> {
+    let (desk, command) = match models {
+        Models::List { desk } => (desk, operate::Command::List),
+        Models::History { model, desk } => (desk, operate::Command::History { model }),
+        Models::Promote { model, version, desk } => (desk, operate::Command::Promote { model, version }),
+        Models::Rollback { model, desk } => (desk, operate::Command::RollBack { model }),
+        Models::Pin { model, version, desk } => (desk, operate::Command::Pin { model, version }),
+        Models::Unpin { model, desk } => (desk, operate::Command::Unpin { model }),
+    };
+    let sources = sources(desk.config, Flags::default(), Purpose::Keys);
+    let by = sources.env.iter().find(|(name, _)| name == "USER").map(|(_, user)| user.clone());
+    let admin = match desk.admin {
+        Some(admin) => admin,
+        None => format!("http://{}", config::load(&sources)?.config.server.admin_listen),
+    };
+    print(&app::operate(&operate::Desk { admin, by, reason: desk.reason }, command)?)
+}
+
 impl Gateway {
     fn sources(self) -> Sources {
+        self.sources_for(Purpose::Serve)
+    }
+
+    fn sources_for(self, purpose: Purpose) -> Sources {
         let Addresses { listen, admin_listen } = self.addresses;
         let flags =
             Flags { registry: self.registry, models: self.models, listen, admin_listen, data_dir: self.data_dir };
-        sources(self.config, flags, Purpose::Serve)
+        sources(self.config, flags, purpose)
     }
 }
 

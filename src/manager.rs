@@ -661,6 +661,14 @@ fn log(name: &ModelName, event: &Event) {
     }
 }
 
+/// Whether a version is fit to serve, found as a gateway finds it: loaded, and warmed with its example. Needs no gateway.
+///
+/// # Errors
+/// With the reason why it is not.
+pub async fn verify(runtime: Runtime, config: ModelConfig, found: Found, fetched: Fetched) -> Result<(), String> {
+    loader::load(runtime, config, 1, found, fetched).await.map(drop).map_err(|unfit| whole_reason(&unfit))
+}
+
 impl Followed {
     fn new(config: ModelConfig, stance: Stance) -> Self {
         Self {

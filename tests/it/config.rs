@@ -630,6 +630,7 @@ poll_interval = "30s" # default
 timeout = "30s" # default
 max_bytes = "512MiB" # default
 token = "***" # MLFLOW_TRACKING_TOKEN
+write_back = false # default
 
 [[model]]
 name = "credit-score" # gate.toml:10
@@ -644,6 +645,18 @@ default = { Age = 40, Employed = true, Income = 1.5, Occupation = "none" } # gat
 one_hot = ["Occupation"] # gate.toml:17
 unseen = "refuse" # gate.toml:18
 
+[model.rollout]
+strategy = "immediate" # default
+steps = [{ share = 0.05, time = "10m" }, { share = 0.25, time = "10m" }, { share = 0.5, time = "10m" }] # default
+watch = "5m" # default
+dwell = "30s" # default
+min_requests = 100 # default
+max_error_rate = 0.01 # default
+max_not_finite_rate = 0.01 # default
+max_latency_ratio = 2.0 # default
+max_disagreement = 0.05 # default
+tolerance = 0.05 # default
+
 [[model]]
 name = "churn" # gate.toml:21
 registered_model = "Churn, all countries" # gate.toml:22
@@ -654,6 +667,18 @@ bands = [["Low", 0.35], ["Medium", 0.7], ["High"]] # gate.toml:23
 coerce = true # default
 unseen = "count" # default
 
+[model.rollout]
+strategy = "immediate" # default
+steps = [{ share = 0.05, time = "10m" }, { share = 0.25, time = "10m" }, { share = 0.5, time = "10m" }] # default
+watch = "5m" # default
+dwell = "30s" # default
+min_requests = 100 # default
+max_error_rate = 0.01 # default
+max_not_finite_rate = 0.01 # default
+max_latency_ratio = 2.0 # default
+max_disagreement = 0.05 # default
+tolerance = 0.05 # default
+
 [[model]]
 name = "third" # --model
 select = "alias:champion" # --model
@@ -661,6 +686,18 @@ select = "alias:champion" # --model
 [model.features]
 coerce = true # default
 unseen = "count" # default
+
+[model.rollout]
+strategy = "immediate" # default
+steps = [{ share = 0.05, time = "10m" }, { share = 0.25, time = "10m" }, { share = 0.5, time = "10m" }] # default
+watch = "5m" # default
+dwell = "30s" # default
+min_requests = 100 # default
+max_error_rate = 0.01 # default
+max_not_finite_rate = 0.01 # default
+max_latency_ratio = 2.0 # default
+max_disagreement = 0.05 # default
+tolerance = 0.05 # default
 
 [plans.basic]
 rate = 2.5 # gate.toml:25
