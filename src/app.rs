@@ -20,6 +20,7 @@ use crate::capture::{self, Capture};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::manager::Manager;
+use crate::manager::admission::probe;
 use crate::metrics::{Metrics, cloudwatch};
 use crate::model::runtime::Runtime;
 use crate::model::{self, Models};
@@ -175,6 +176,12 @@ impl Running {
         self.back.finished().await;
         !self.front.has_failed() && !self.back.has_failed()
     }
+}
+
+/// Tries the version that `request` names, as the process that a gateway starts for it; returns what to tell the gateway.
+#[must_use]
+pub fn probe(request: &str) -> String {
+    probe::answer(request)
 }
 
 /// Runs a gateway until a signal asks it to stop.

@@ -244,6 +244,7 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
     let onnxruntime = root.optional("onnxruntime", value::path);
     let server = sections::server(root.section("server"));
     let slots = sections::engine(root.section("engine"), sources.processors);
+    let admission = sections::admission(root.section("admission"), &sources.env);
     let (registry, poll_interval) = sections::registry(root.section("registry"));
     let models = models::read(&mut root, sources.purpose);
     let store = data_dir.join("modelgate.db");
@@ -256,7 +257,7 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
     Config {
         auth: auth::Config { store: store.clone(), pepper: data_dir.join("pepper"), plans: plans.access },
         quota: quota::Config { store, plans: plans.limits },
-        manager: manager::Config { poll_interval, slots, models },
+        manager: manager::Config { poll_interval, slots, admission, models },
         data_dir,
         onnxruntime,
         server,

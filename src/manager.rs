@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::clock::Clock;
 use crate::model::features::Settings;
@@ -20,11 +20,12 @@ use crate::model::{Model, ModelName, Publisher, Status, Version};
 use crate::registry::cache::Cache;
 use crate::registry::{Fetched, Found, Registry, RegistryError, Select};
 
+pub mod admission;
 mod example;
 mod loader;
 pub mod policy;
 
-use loader::Unfit;
+use admission::{Admission, Candidate, Outcome, Verdict};
 use policy::{Action, Failed, View};
 
 /// Models asked about at one time.
@@ -43,6 +44,8 @@ pub struct Config {
     pub poll_interval: Duration,
     /// Session slots per version: runs at one time.
     pub slots: usize,
+    /// What a version must prove before it serves.
+    pub admission: admission::Config,
     /// The models to serve.
     pub models: Vec<ModelConfig>,
 }
@@ -80,10 +83,9 @@ pub struct Round {
 pub struct Manager {
     registry: Registry,
     cache: Cache,
-    runtime: Runtime,
+    admission: Admission,
     publisher: Publisher,
     poll_interval: Duration,
-    slots: usize,
     models: Vec<Followed>,
     retired: Vec<Arc<Model>>,
 }
@@ -95,6 +97,7 @@ struct Followed {
     serving: Option<Found>,
     refused: Option<(Found, String)>,
     failed: Option<Failed>,
+    verdict: Option<(Version, Arc<Verdict>)>,
     silent_since: Option<Timestamp>,
 }
 
@@ -110,13 +113,13 @@ impl Manager {
     #[must_use]
     pub fn new(registry: Registry, cache: Cache, runtime: Runtime, publisher: Publisher, config: Config) -> Self {
         let models = config.models.into_iter().map(Followed::new).collect();
+        let admission = Admission::new(config.admission, runtime, Some(cache.clone()), config.slots);
         Self {
             registry,
             cache,
-            runtime,
+            admission,
             publisher,
             poll_interval: config.poll_interval,
-            slots: config.slots,
             models,
             retired: Vec::new(),
         }
@@ -133,8 +136,9 @@ impl Manager {
             if found.registered_model != self.models[index].config.registered_model {
                 continue;
             }
-            if let Err(unfit) = self.try_version(index, &found, fetched, Origin::LastGood).await {
-                self.refuse(index, &found, &whole_reason(&unfit), &mut Round::default());
+            let verdict = self.try_version(index, &found, fetched, Origin::LastGood).await;
+            if let Some(rung) = verdict.stopped_at() {
+                self.refuse(index, &found, &rung.detail, &mut Round::default());
             }
         }
     }
@@ -193,15 +197,19 @@ impl Manager {
         let fetched = match self.registry.fetch(found, &self.cache).await {
             Ok(fetched) => fetched,
             Err(RegistryError::BadArtifacts(reason)) => return self.refuse(index, found, &reason, round),
-            Err(error) => return self.fail(index, found, &error, now),
+            Err(error) => return self.fail(index, found, &format!("cannot be fetched: {error}"), now),
         };
         if self.has_moved(index, found).await {
             info!(model.name = %config.name, model.version = %found.version, "`{}` moved on while version {} was fetched", config.name, found.version);
             return;
         }
-        match self.try_version(index, found, fetched, Origin::Registry).await {
-            Ok(()) => round.switched.push((config.name, found.version)),
-            Err(unfit) => self.refuse(index, found, &whole_reason(&unfit), round),
+        let verdict = self.try_version(index, found, fetched, Origin::Registry).await;
+        match verdict.stopped_at() {
+            None => round.switched.push((config.name, found.version)),
+            Some(rung) if rung.outcome == Outcome::Undecided => {
+                self.fail(index, found, &format!("cannot be tried: {}", rung.detail), now);
+            }
+            Some(rung) => self.refuse(index, found, &rung.detail, round),
         }
     }
 
@@ -212,18 +220,26 @@ impl Manager {
         now_wanted.is_ok_and(|wanted| !policy::is_same(&wanted, found))
     }
 
-    /// Loads `fetched`, and publishes it if it is fit.
-    async fn try_version(
-        &mut self,
-        index: usize,
-        found: &Found,
-        fetched: Fetched,
-        origin: Origin,
-    ) -> Result<(), Unfit> {
-        let config = self.models[index].config.clone();
-        let model = loader::load(self.runtime.clone(), config, self.slots, found.clone(), fetched.clone()).await?;
-        self.publish(index, found, &fetched, model, origin);
-        Ok(())
+    /// Publishes `fetched` if it is admitted.
+    async fn try_version(&mut self, index: usize, found: &Found, fetched: Fetched, origin: Origin) -> Arc<Verdict> {
+        let config = &self.models[index].config;
+        let candidate = Candidate {
+            config,
+            found,
+            fetched: &fetched,
+            serving: self.publisher.serving(&config.name),
+            has_served: origin == Origin::LastGood,
+        };
+        let (verdict, model) = self.admission.admit(candidate).await;
+        for rung in &verdict.rungs {
+            debug!(model.name = %config.name, model.version = %found.version, rung = ?rung.name, outcome = ?rung.outcome, took_ms = rung.took_ms, "{}", rung.detail);
+        }
+        let verdict = Arc::new(verdict);
+        self.models[index].verdict = Some((found.version, Arc::clone(&verdict)));
+        if let Some(model) = model {
+            self.publish(index, found, &fetched, model, origin);
+        }
+        verdict
     }
 
     fn publish(&mut self, index: usize, found: &Found, fetched: &Fetched, model: Model, origin: Origin) {
@@ -256,12 +272,12 @@ impl Manager {
         followed.refused = Some((found.clone(), reason.to_owned()));
     }
 
-    fn fail(&mut self, index: usize, found: &Found, error: &RegistryError, now: Timestamp) {
+    fn fail(&mut self, index: usize, found: &Found, why: &str, now: Timestamp) {
         let followed = &mut self.models[index];
         let failed = policy::failed_again(followed.failed.take(), found, now);
         let name = &followed.config.name;
         warn!(model.name = %name, model.version = %found.version, attempts = failed.attempts,
-            "cannot fetch `{name}` version {}: {error}; trying again at {}", found.version, failed.retry_at);
+            "`{name}` version {} {why}; trying again at {}", found.version, failed.retry_at);
         followed.failed = Some(failed);
     }
 
@@ -273,6 +289,7 @@ impl Manager {
             aspired: wanted.map(|found| found.version).or(before.aspired),
             trouble: followed.trouble().or(if wanted.is_none() { before.trouble } else { None }),
             stale_since: followed.silent_since,
+            verdict: followed.verdict.clone(),
         };
         self.publisher.report(&followed.config.name, status);
     }
@@ -321,7 +338,7 @@ impl Manager {
 
 impl Followed {
     fn new(config: ModelConfig) -> Self {
-        Self { config, serving: None, refused: None, failed: None, silent_since: None }
+        Self { config, serving: None, refused: None, failed: None, verdict: None, silent_since: None }
     }
 
     fn view<'a>(&'a self, wanted: Option<&'a Found>, now: Timestamp) -> View<'a> {
@@ -355,7 +372,7 @@ impl Followed {
         match (&self.refused, &self.failed) {
             (Some((found, reason)), _) => Some(format!("version {} was refused: {reason}", found.version)),
             (None, Some(failed)) => {
-                Some(format!("version {} cannot be fetched, tried {} times", failed.found.version, failed.attempts))
+                Some(format!("version {} cannot be fetched or tried, {} attempts so far", failed.found.version, failed.attempts))
             }
             (None, None) if self.silent_since.is_some() => Some("the registry gives no answer".to_owned()),
             (None, None) => None,
@@ -373,21 +390,6 @@ fn pause_before_next(interval: Duration, silent_rounds: u32, asked: Option<Durat
 
 fn wait_asked_for(error: &RegistryError) -> Option<Duration> {
     if let RegistryError::Busy { retry_after } = error { *retry_after } else { None }
-}
-
-/// An error and everything that led to it, on one line.
-fn whole_reason(error: &Unfit) -> String {
-    let mut reason = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let text = cause.to_string();
-        if !reason.contains(&text) {
-            reason.push_str(": ");
-            reason.push_str(&text);
-        }
-        source = cause.source();
-    }
-    reason
 }
 
 #[cfg(test)]

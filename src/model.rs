@@ -15,12 +15,18 @@ use http::HeaderValue;
 pub mod features;
 pub mod onnx_file;
 pub mod outputs;
+mod protobuf;
+mod recent;
 pub mod runtime;
+pub mod scan;
 pub mod session;
 pub mod signature;
+pub mod verdict;
 
 pub use features::{Cell, Features, Inputs, InvalidInput};
 pub use outputs::{Decision, Outputs, Prediction, Value};
+pub use recent::MAX_ROWS as RECENT_MAX_ROWS;
+pub use verdict::Verdict;
 pub use session::{LoadError, Model, PredictError, Spec, Stage};
 
 /// The name a model has in URLs, metrics and sample keys: 1 to 64 of `A-Z a-z 0-9 . _ -`, starting with a letter or
@@ -165,6 +171,8 @@ pub struct Status {
     pub trouble: Option<String>,
     /// Since when the registry has not been heard from.
     pub stale_since: Option<jiff::Timestamp>,
+    /// The version that asked to serve last, and what came of it.
+    pub verdict: Option<(Version, Arc<Verdict>)>,
 }
 
 /// One configured model in a [`ModelSet`].
@@ -257,6 +265,12 @@ impl Publisher {
         let replaced = entry.serving.replace(model);
         self.0.store(Arc::new(set));
         replaced
+    }
+
+    /// The version that answers under `name`.
+    #[must_use]
+    pub fn serving(&self, name: &ModelName) -> Option<Arc<Model>> {
+        self.0.load().entries.get(name)?.serving.clone()
     }
 
     /// What was last published of `name`.
