@@ -19,6 +19,7 @@ use crate::auth::ApiKeys;
 use crate::capture::{self, Capture};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::manager::admission::probe;
 use crate::manager::history::History;
 use crate::manager::{Manager, Parts};
 use crate::metrics::{Metrics, cloudwatch};
@@ -197,6 +198,12 @@ impl Running {
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("cannot start the async runtime")?.block_on(work)
+}
+
+/// Tries the version that `request` names, as the process that a gateway starts for it; returns what to tell the gateway.
+#[must_use]
+pub fn probe(request: &str) -> String {
+    probe::answer(request)
 }
 
 /// Runs a gateway until a signal asks it to stop.

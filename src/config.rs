@@ -249,6 +249,7 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
     let onnxruntime = root.optional("onnxruntime", value::path);
     let server = sections::server(root.section("server"));
     let slots = sections::engine(root.section("engine"), sources.processors);
+    let admission = sections::admission(root.section("admission"), &sources.env);
     let sections::Registry { config: registry, poll_interval, write_back, webhook_secret } =
         sections::registry(root.section("registry"));
     let models = models::read(&mut root, sources.purpose);
@@ -262,7 +263,7 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
     Config {
         auth: auth::Config { store: store.clone(), pepper: data_dir.join("pepper"), plans: plans.access },
         quota: quota::Config { store, plans: plans.limits },
-        manager: manager::Config { poll_interval, slots, models, write_back },
+        manager: manager::Config { poll_interval, slots, admission, models, write_back },
         webhook_secret,
         data_dir,
         onnxruntime,

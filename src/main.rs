@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::num::NonZeroUsize;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -56,6 +56,9 @@ enum Command {
     Demo(Addresses),
     /// Show every mistake in the configuration, or what is in effect and from where
     CheckConfig(Gateway),
+    /// Try one version within limits, as the gateway asks on standard input
+    #[command(hide = true)]
+    Probe,
     /// Make, list and end API keys
     #[command(subcommand)]
     Keys(Keys),
@@ -232,6 +235,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             app::demo(addresses.sources(), |text| drop(print(text)))
         }
         Command::CheckConfig(gateway) => print(&config::load(&gateway.sources())?.effective.to_string()),
+        Command::Probe => run_probe(),
         Command::Keys(keys) => run_keys(keys, Clock::system().now()),
         Command::Models(models) => run_models(models),
         Command::Verify(Verify { version, json, gateway }) => {
@@ -249,6 +253,15 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Ok(())
         }
     }
+}
+
+/// The largest request to try a version, in bytes: settings, with names of columns and labels.
+const MAX_PROBE_REQUEST: u64 = 64 << 20;
+
+fn run_probe() -> anyhow::Result<()> {
+    let mut request = String::new();
+    io::stdin().take(MAX_PROBE_REQUEST).read_to_string(&mut request).context("cannot read what to try")?;
+    print(&app::probe(&request))
 }
 
 /// One line for each thing that is wrong, or one line and its causes.

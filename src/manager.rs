@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::clock::Clock;
 use crate::model::features::Settings;
@@ -25,6 +25,7 @@ use crate::model::{Model, ModelName, Publisher, Status, Trial, Version};
 use crate::registry::cache::Cache;
 use crate::registry::{Fetched, Found, Registry, RegistryError, Select};
 
+pub mod admission;
 mod example;
 pub mod history;
 pub mod judge;
@@ -33,9 +34,9 @@ mod orders;
 pub mod policy;
 mod trial;
 
+use admission::{Admission, Candidate, Outcome, Rung, Verdict};
 use history::{History, Stance};
 use judge::Rollout;
-use loader::Unfit;
 use policy::{Action, Failed, View};
 
 /// Models asked about at one time.
@@ -60,6 +61,8 @@ pub struct Config {
     pub poll_interval: Duration,
     /// Session slots per version: runs at one time.
     pub slots: usize,
+    /// What a version must prove before it serves.
+    pub admission: admission::Config,
     /// The models to serve.
     pub models: Vec<ModelConfig>,
     /// Whether what became of a version is written to the registry, as its tags.
@@ -120,13 +123,12 @@ pub struct Parts {
 pub struct Manager {
     registry: Registry,
     cache: Cache,
-    runtime: Runtime,
+    admission: Admission,
     publisher: Publisher,
     inbox: Inbox,
     history: History,
     clock: Clock,
     poll_interval: Duration,
-    slots: usize,
     write_back: bool,
     models: Vec<Followed>,
     retired: Vec<Arc<Model>>,
@@ -143,12 +145,13 @@ struct Followed {
     config: ModelConfig,
     /// What the registry wanted when it last said so.
     wanted: Option<Found>,
-    serving: Option<Candidate>,
+    serving: Option<Loaded>,
     /// The version before, ready to answer again.
-    previous: Option<Candidate>,
+    previous: Option<Loaded>,
     trial: Option<OnTrial>,
     refused: Option<(Found, String)>,
     failed: Option<Failed>,
+    verdict: Option<(Version, Arc<Verdict>)>,
     silent_since: Option<Timestamp>,
     settled_until: Option<Timestamp>,
     stance: Stance,
@@ -157,7 +160,7 @@ struct Followed {
 
 /// A version that can answer, and where it came from.
 #[derive(Clone, Debug)]
-struct Candidate {
+struct Loaded {
     found: Found,
     fetched: Fetched,
     model: Arc<Model>,
@@ -167,7 +170,7 @@ struct Candidate {
 #[derive(Debug)]
 struct OnTrial {
     trial: Arc<Trial>,
-    challenger: Option<Candidate>,
+    challenger: Option<Loaded>,
     /// The step of the rollout.
     step: usize,
     since: Instant,
@@ -235,6 +238,7 @@ impl Manager {
     /// When the history cannot be read.
     pub fn new(parts: Parts, config: Config) -> rusqlite::Result<Self> {
         let Parts { registry, cache, runtime, publisher, inbox, history, clock } = parts;
+        let admission = Admission::new(config.admission, runtime, Some(cache.clone()), config.slots);
         let follow = |model: ModelConfig| history.stance(&model.name).map(|stance| Followed::new(model, stance));
         let models = config.models.into_iter().map(follow).collect::<Result<_, _>>()?;
         let mut pulse = tokio::time::interval(PULSE);
@@ -242,13 +246,12 @@ impl Manager {
         Ok(Self {
             registry,
             cache,
-            runtime,
+            admission,
             publisher,
             inbox,
             history,
             clock,
             poll_interval: config.poll_interval,
-            slots: config.slots,
             write_back: config.write_back,
             models,
             retired: Vec::new(),
@@ -269,9 +272,9 @@ impl Manager {
             if found.registered_model != self.models[index].config.registered_model {
                 continue;
             }
-            match self.load(index, &found, fetched).await {
+            match self.admit(index, &found, fetched, true).await {
                 Ok(candidate) => self.switch(index, candidate, Cause::LastGood).await,
-                Err(unfit) => self.refuse(index, &found, None, &whole_reason(&unfit), &mut Round::default()).await,
+                Err(rung) => self.refuse(index, &found, None, &rung.detail, &mut Round::default()).await,
             }
             self.report(index);
         }
@@ -363,7 +366,7 @@ impl Manager {
                 return Err(Refused::NotServed(reason));
             }
             Err(error) => {
-                self.fail(index, found, &error, now);
+                self.fail(index, found, &format!("cannot be fetched: {error}"), now);
                 return Err(Refused::NotServed(error.to_string()));
             }
         };
@@ -378,12 +381,16 @@ impl Manager {
             self.refuse(index, found, Some(digest), &reason, round).await;
             return Err(Refused::NotServed(reason));
         }
-        match self.load(index, found, fetched).await {
+        match self.admit(index, found, fetched, false).await {
             Ok(candidate) => self.introduce(index, candidate, cause, round).await,
-            Err(unfit) => {
-                let reason = whole_reason(&unfit);
-                self.refuse(index, found, Some(digest), &reason, round).await;
-                Err(Refused::NotServed(format!("version {} was refused: {reason}", found.version)))
+            Err(rung) if rung.outcome == Outcome::Undecided => {
+                let reason = format!("cannot be tried: {}", rung.detail);
+                self.fail(index, found, &reason, now);
+                Err(Refused::NotServed(format!("version {} {reason}", found.version)))
+            }
+            Err(rung) => {
+                self.refuse(index, found, Some(digest), &rung.detail, round).await;
+                Err(Refused::NotServed(format!("version {} was refused: {}", found.version, rung.detail)))
             }
         }
     }
@@ -397,19 +404,34 @@ impl Manager {
         now_wanted.is_ok_and(|wanted| !policy::is_same(&wanted, found))
     }
 
-    /// Loads `fetched` on a thread of its own.
-    async fn load(&mut self, index: usize, found: &Found, fetched: Fetched) -> Result<Candidate, Unfit> {
+    /// Lets a version prove itself; returns it loaded, or the rung where it stopped.
+    async fn admit(&mut self, index: usize, found: &Found, fetched: Fetched, has_served: bool) -> Result<Loaded, Rung> {
         let config = self.models[index].config.clone();
-        let loading = loader::load(self.runtime.clone(), config, self.slots, found.clone(), fetched.clone());
-        let model = Arc::new(self.attend(loading).await?);
-        Ok(Candidate { found: found.clone(), fetched, model })
+        let (admission, serving) = (self.admission.clone(), self.publisher.serving(&config.name));
+        let name = config.name.clone();
+        let (asked, files) = (found.clone(), fetched.clone());
+        let climb = async move {
+            let candidate = Candidate { config: &config, found: &asked, fetched: &files, serving, has_served };
+            admission.admit(candidate).await
+        };
+        let (verdict, model) = self.attend(climb).await;
+        for rung in &verdict.rungs {
+            debug!(model.name = %name, model.version = %found.version, rung = ?rung.name, outcome = ?rung.outcome, took_ms = rung.took_ms, "{}", rung.detail);
+        }
+        let stopped = verdict.stopped_at().cloned();
+        self.models[index].verdict = Some((found.version, Arc::new(verdict)));
+        match (model, stopped) {
+            (Some(model), None) => Ok(Loaded { found: found.clone(), fetched, model: Arc::new(model) }),
+            (_, Some(rung)) => Err(rung),
+            (None, None) => unreachable!("a version that stops nowhere comes back loaded"),
+        }
     }
 
     /// Publishes a loaded version, in the manner the configuration asks for.
     async fn introduce(
         &mut self,
         index: usize,
-        candidate: Candidate,
+        candidate: Loaded,
         cause: Cause,
         round: &mut Round,
     ) -> Result<(), Refused> {
@@ -423,13 +445,13 @@ impl Manager {
     }
 
     /// Publishes a version: one store. What served before stays ready, and what was ready before that is let go.
-    async fn switch(&mut self, index: usize, candidate: Candidate, cause: Cause) {
+    async fn switch(&mut self, index: usize, candidate: Loaded, cause: Cause) {
         let left = self.exchange(index, candidate.clone());
         let from = left.as_ref().map(|left| left.found.version);
         let followed = &mut self.models[index];
         let before = std::mem::replace(&mut followed.previous, left);
         self.retire(before);
-        let Candidate { found, fetched, .. } = candidate;
+        let Loaded { found, fetched, .. } = candidate;
         let followed = &mut self.models[index];
         followed.refused = None;
         followed.failed = None;
@@ -454,12 +476,12 @@ impl Manager {
     }
 
     /// Puts `candidate` in the place of what serves, and returns that. Ends what was on trial.
-    fn exchange(&mut self, index: usize, candidate: Candidate) -> Option<Candidate> {
+    fn exchange(&mut self, index: usize, candidate: Loaded) -> Option<Loaded> {
         self.publisher.serve(Arc::clone(&candidate.model));
         let followed = &mut self.models[index];
         let challenger = followed.trial.take().and_then(|ended| ended.challenger);
         // Whoever comes to serve may have been the challenger, or the version before.
-        let other = |one: &Candidate| !Arc::ptr_eq(&one.model, &candidate.model);
+        let other = |one: &Loaded| !Arc::ptr_eq(&one.model, &candidate.model);
         let let_go = challenger.filter(other);
         followed.previous = followed.previous.take().filter(other);
         let left = followed.serving.replace(candidate);
@@ -468,7 +490,7 @@ impl Manager {
     }
 
     /// Lets a version go once its last request has left.
-    fn retire(&mut self, candidate: Option<Candidate>) {
+    fn retire(&mut self, candidate: Option<Loaded>) {
         self.retired.extend(candidate.map(|candidate| candidate.model));
     }
 
@@ -494,12 +516,12 @@ impl Manager {
         self.note(index, event, found, "refused").await;
     }
 
-    fn fail(&mut self, index: usize, found: &Found, error: &RegistryError, now: Timestamp) {
+    fn fail(&mut self, index: usize, found: &Found, why: &str, now: Timestamp) {
         let followed = &mut self.models[index];
         let failed = policy::failed_again(followed.failed.take(), found, now);
         let name = &followed.config.name;
         warn!(model.name = %name, model.version = %found.version, attempts = failed.attempts,
-            "cannot fetch `{name}` version {}: {error}; trying again at {}", found.version, failed.retry_at);
+            "`{name}` version {} {why}; trying again at {}", found.version, failed.retry_at);
         followed.failed = Some(failed);
     }
 
@@ -564,6 +586,7 @@ impl Manager {
             aspired: followed.wanted.as_ref().map(|found| found.version),
             trouble: followed.trouble(),
             stale_since: followed.silent_since,
+            verdict: followed.verdict.clone(),
             pinned: followed.stance.pin.map(Version),
             previous: followed.previous.as_ref().map(|candidate| candidate.found.version),
             quarantined: followed.stance.barred.iter().map(|barred| barred.mark.version()).collect(),
@@ -661,14 +684,6 @@ fn log(name: &ModelName, event: &Event) {
     }
 }
 
-/// Whether a version is fit to serve, found as a gateway finds it: loaded, and warmed with its example. Needs no gateway.
-///
-/// # Errors
-/// With the reason why it is not.
-pub async fn verify(runtime: Runtime, config: ModelConfig, found: Found, fetched: Fetched) -> Result<(), String> {
-    loader::load(runtime, config, 1, found, fetched).await.map(drop).map_err(|unfit| whole_reason(&unfit))
-}
-
 impl Followed {
     fn new(config: ModelConfig, stance: Stance) -> Self {
         Self {
@@ -679,6 +694,7 @@ impl Followed {
             trial: None,
             refused: None,
             failed: None,
+            verdict: None,
             silent_since: None,
             settled_until: None,
             stance,
@@ -705,12 +721,12 @@ impl Followed {
         }
     }
 
-    fn challenger(&self) -> Option<&Candidate> {
+    fn challenger(&self) -> Option<&Loaded> {
         self.trial.as_ref()?.challenger.as_ref()
     }
 
     /// The version `found`, if it is loaded and could answer at once.
-    fn resident(&self, found: &Found) -> Option<Candidate> {
+    fn resident(&self, found: &Found) -> Option<Loaded> {
         let loaded = [self.previous.as_ref(), self.challenger()];
         loaded.into_iter().flatten().find(|candidate| policy::is_same(&candidate.found, found)).cloned()
     }
@@ -742,7 +758,7 @@ impl Followed {
             (_, _, Some(barred)) => Some(format!("version {} was rolled back: {}", barred.mark.version(), barred.why)),
             (Some((found, reason)), _, None) => Some(format!("version {} was refused: {reason}", found.version)),
             (None, Some(failed), None) => {
-                Some(format!("version {} cannot be fetched, tried {} times", failed.found.version, failed.attempts))
+                Some(format!("version {} cannot be fetched or tried, {} attempts so far", failed.found.version, failed.attempts))
             }
             (None, None, None) if self.silent_since.is_some() => Some("the registry gives no answer".to_owned()),
             (None, None, None) => None,
@@ -760,21 +776,6 @@ fn pause_before_next(interval: Duration, silent_rounds: u32, asked: Option<Durat
 
 fn wait_asked_for(error: &RegistryError) -> Option<Duration> {
     if let RegistryError::Busy { retry_after } = error { *retry_after } else { None }
-}
-
-/// An error and everything that led to it, on one line.
-fn whole_reason(error: &Unfit) -> String {
-    let mut reason = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let text = cause.to_string();
-        if !reason.contains(&text) {
-            reason.push_str(": ");
-            reason.push_str(&text);
-        }
-        source = cause.source();
-    }
-    reason
 }
 
 #[cfg(test)]

@@ -17,14 +17,20 @@ pub mod onnx_file;
 pub mod orders;
 pub mod outputs;
 pub mod rollout;
+mod protobuf;
+mod recent;
 pub mod runtime;
+pub mod scan;
 pub mod session;
 pub mod shadow;
 pub mod signature;
+pub mod verdict;
 
 pub use features::{Cell, Features, Inputs, InvalidInput};
 pub use outputs::{Decision, Outputs, Prediction, Value};
 pub use rollout::{Route, Trial};
+pub use recent::MAX_ROWS as RECENT_MAX_ROWS;
+pub use verdict::Verdict;
 pub use session::{LoadError, Model, PredictError, Spec, Stage};
 
 /// The name a model has in URLs, metrics and sample keys: 1 to 64 of `A-Z a-z 0-9 . _ -`, starting with a letter or
@@ -175,6 +181,8 @@ pub struct Status {
     pub previous: Option<Version>,
     /// Versions that were rolled back and are not served again by themselves.
     pub quarantined: Vec<Version>,
+    /// The version that asked to serve last, and what came of it.
+    pub verdict: Option<(Version, Arc<Verdict>)>,
 }
 
 /// One configured model in a [`ModelSet`].
@@ -281,6 +289,12 @@ impl Publisher {
         entry.trial = None;
         self.0.store(Arc::new(set));
         replaced
+    }
+
+    /// The version that answers under `name`.
+    #[must_use]
+    pub fn serving(&self, name: &ModelName) -> Option<Arc<Model>> {
+        self.0.load().entries.get(name)?.serving.clone()
     }
 
     /// What was last published of `name`.

@@ -8,7 +8,9 @@ use serde_json::json;
 
 use super::{block_on, http_client, load_runtime};
 use crate::config::{self, Config, Sources};
-use crate::manager::{self, ModelConfig};
+use super::operate::table;
+use crate::manager::ModelConfig;
+use crate::manager::admission::{Admission, Candidate, Outcome, Rung, Verdict};
 use crate::model::{Digest, Version};
 use crate::registry::cache::Cache;
 use crate::registry::{Fetched, Found, Registry, Select};
@@ -31,19 +33,37 @@ pub fn verify(sources: Sources, version: &str, as_json: bool) -> anyhow::Result<
         };
         let runtime = load_runtime(config.onnxruntime.clone()).await?;
         let settings = settings(&config, &found, sources)?;
-        let verdict = manager::verify(runtime, settings, found.clone(), fetched.clone()).await;
-        let fit = verdict.is_ok();
-        let reason = verdict.err();
-        let text = if as_json {
-            let digest = (!is_folder(&found)).then(|| fetched.digest.to_string());
-            let number = (!is_folder(&found)).then(|| found.version.to_string());
-            format!("{}\n", json!({ "version": number, "digest": digest, "fit": fit, "reason": reason }))
-        } else {
-            let reason = reason.unwrap_or_else(|| "loads, and answers its warm-up".to_owned());
-            format!("{}: {version}: {reason}\n", if fit { "fit" } else { "not fit" })
-        };
+        let admission = Admission::new(config.manager.admission, runtime, None, 1);
+        let candidate =
+            Candidate { config: &settings, found: &found, fetched: &fetched, serving: None, has_served: false };
+        let (verdict, _) = admission.admit(candidate).await;
+        let fit = verdict.is_admitted();
+        let text = if as_json { as_json_text(&found, &fetched, &verdict) } else { as_text(version, &verdict) };
         Ok((text, fit))
     })
+}
+
+fn as_json_text(found: &Found, fetched: &Fetched, verdict: &Verdict) -> String {
+    let known = (!is_folder(found)).then(|| (found.version.to_string(), fetched.digest.to_string()));
+    let (version, digest) = known.unzip();
+    let verdict = json!({
+        "fit": verdict.is_admitted(), "version": version, "digest": digest, "rungs": verdict.rungs,
+    });
+    format!("{verdict}\n")
+}
+
+fn as_text(version: &str, verdict: &Verdict) -> String {
+    let row = |rung: &Rung| {
+        let outcome = match rung.outcome {
+            Outcome::Passed => "passed",
+            Outcome::Skipped => "skipped",
+            Outcome::Refused => "REFUSED",
+            Outcome::Undecided => "UNDECIDED",
+        };
+        [outcome.to_owned(), format!("{:?}", rung.name).to_lowercase(), rung.detail.clone()]
+    };
+    let rows: Vec<_> = verdict.rungs.iter().map(row).collect();
+    format!("{}{version} is {}\n", table(&rows), if verdict.is_admitted() { "fit to serve" } else { "not fit to serve" })
 }
 
 /// Name and selection of `models:/name/3` or `models:/name@alias`.

@@ -18,6 +18,8 @@ use super::value::{Parsed, SECOND, address, duration, number, path, size, text, 
 use super::{Purpose, variable};
 use crate::auth::{Access, PlanName};
 use crate::manager::ModelConfig;
+use crate::manager::admission::{self, SignatureChange};
+use crate::model::RECENT_MAX_ROWS;
 use crate::quota::{Limit, Period, Plan, Throttle, Unit};
 use crate::registry::Credentials;
 use crate::telemetry::LogFormat;
@@ -195,6 +197,32 @@ fn take_credentials(uri: &mut Url) -> Credentials {
         Some(password) => Credentials::Basic { username, password: password.into() },
         None => Credentials::None,
     }
+}
+
+/// Variables that say where shared libraries lie: all that a process which tries a model is given of the environment.
+const LIBRARY_VARIABLES: [&str; 2] = ["LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"];
+
+pub(super) fn admission(mut s: Section<'_>, env: &[(String, String)]) -> admission::Config {
+    let environment = LIBRARY_VARIABLES
+        .into_iter()
+        .filter_map(|name| Some((name.to_owned(), variable(env, name)?.to_owned())))
+        .collect();
+    let changes = [("refuse", SignatureChange::Refuse), ("allow", SignatureChange::Allow)];
+    let config = admission::Config {
+        // Where the system does not say, no version can be tried, and each says so.
+        program: std::env::current_exe().unwrap_or_default(),
+        environment,
+        max_load_memory: s.defaulted("max_load_memory", size(ByteSize::mib(256)..=ByteSize::tib(1))),
+        max_load_cpu: s.defaulted("max_load_cpu", duration(SECOND..=HOUR)),
+        max_load_wall: s.defaulted("max_load_wall", duration(SECOND..=HOUR)),
+        replay_rows: s.defaulted("replay_rows", whole(0..=RECENT_MAX_ROWS as u64)),
+        max_disagreement: s.defaulted("max_disagreement", number(0.0..=1.0)),
+        max_latency_ratio: s.defaulted("max_latency_ratio", number(1.0..=1e6)),
+        max_shift: s.defaulted("max_shift", number(0.0..=1.0)),
+        signature_change: s.defaulted("signature_change", word(&changes, &[])),
+    };
+    s.finish();
+    config
 }
 
 /// Every plan, as the modules that need it see it.

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use tracing::warn;
 
 use super::history::Mark;
-use super::{Candidate, Cause, Followed, Manager, Round, Wish};
+use super::{Loaded, Cause, Followed, Manager, Round, Wish};
 use crate::model::Version;
 use crate::model::orders::{Answer, Ask, Done, Event, Kind, Operator, Order, Refused};
 use crate::registry::{Found, Select};
@@ -141,7 +141,7 @@ impl Followed {
     }
 
     /// The version of that number, if it is loaded.
-    fn loaded(&self, version: Version) -> Option<Candidate> {
+    fn loaded(&self, version: Version) -> Option<Loaded> {
         let loaded = [self.serving.as_ref(), self.challenger(), self.previous.as_ref()];
         loaded.into_iter().flatten().find(|candidate| candidate.found.version == version).cloned()
     }

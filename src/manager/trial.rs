@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::history::{Barred, Mark};
 use super::judge::{self, Step, Strategy, Verdict, View};
-use super::{Candidate, Cause, Followed, Manager, OnTrial, Round};
+use super::{Loaded, Cause, Followed, Manager, OnTrial, Round};
 use crate::model::Trial;
 use crate::model::orders::{Answer, Done, Event, Kind, Operator, Refused};
 use crate::model::rollout::Rule;
@@ -32,7 +32,7 @@ impl Followed {
         }
     }
 
-    fn rule(&self, challenger: &Candidate, step: Step) -> Rule {
+    fn rule(&self, challenger: &Loaded, step: Step) -> Rule {
         let rollout = &self.config.rollout;
         let challenger = Arc::clone(&challenger.model);
         match rollout.strategy {
@@ -42,9 +42,9 @@ impl Followed {
     }
 
     /// Whether rows read for the serving version can be given to `challenger` as they are.
-    fn takes_the_same_rows(&self, challenger: &Candidate) -> bool {
+    fn takes_the_same_rows(&self, challenger: &Loaded) -> bool {
         let Some(serving) = &self.serving else { return false };
-        let key = |candidate: &Candidate| -> Vec<_> {
+        let key = |candidate: &Loaded| -> Vec<_> {
             let features = candidate.model.features().list().iter();
             features.map(|feature| (feature.name.clone(), feature.kind, feature.target.clone())).collect()
         };
@@ -57,7 +57,7 @@ impl Manager {
     pub(super) async fn try_out(
         &mut self,
         index: usize,
-        candidate: Candidate,
+        candidate: Loaded,
         round: &mut Round,
     ) -> Result<(), Refused> {
         let followed = &self.models[index];
@@ -75,14 +75,14 @@ impl Manager {
     }
 
     /// Begins a step of a rollout, after one that went as `verdict` says.
-    async fn step(&mut self, index: usize, candidate: Candidate, number: usize, verdict: Option<String>) {
+    async fn step(&mut self, index: usize, candidate: Loaded, number: usize, verdict: Option<String>) {
         let followed = &mut self.models[index];
         let Some(step) = followed.config.rollout.steps.get(number).copied() else {
             return self.switch(index, candidate, Cause::Trial(verdict.unwrap_or_default())).await;
         };
         let trial = Arc::new(Trial::new(followed.rule(&candidate, step)));
         self.publisher.put_on_trial(&followed.config.name, Some(Arc::clone(&trial)));
-        let Candidate { found, fetched, .. } = candidate.clone();
+        let Loaded { found, fetched, .. } = candidate.clone();
         followed.trial = Some(OnTrial { trial, challenger: Some(candidate), step: number, since: Instant::now() });
         followed.refused = None;
         followed.failed = None;
@@ -159,7 +159,7 @@ impl Manager {
         if let Some(challenger) = challenger {
             return self.step(index, challenger, step + 1, Some(verdict)).await;
         }
-        let Some(Candidate { found, fetched, .. }) = self.models[index].serving.clone() else { return };
+        let Some(Loaded { found, fetched, .. }) = self.models[index].serving.clone() else { return };
         let why = "it was watched after it came to serve".to_owned();
         let event = Event {
             digest: Some(fetched.digest.to_string()),
@@ -199,7 +199,7 @@ impl Manager {
     }
 
     /// Publishes the version before, or ends the challenger's trial. Returns who is left and who answers.
-    fn step_back(&mut self, index: usize) -> Result<(Candidate, Candidate), Refused> {
+    fn step_back(&mut self, index: usize) -> Result<(Loaded, Loaded), Refused> {
         if self.models[index].challenger().is_some() {
             let challenger = self.end_trial(index).and_then(|ended| ended.challenger);
             let serving = self.models[index].serving.clone();

@@ -30,7 +30,7 @@ pub(super) fn models(state: &State) -> Answer {
     json_answer(&json!({
         "onnxruntime": &*state.runtime_version,
         "draining": state.readiness.is_draining(),
-        "models": models_report(&state.models.snapshot()),
+        "models": state.models.snapshot().iter().map(|(name, entry)| detailed_report(name, entry)).collect::<Value>(),
     }))
 }
 
@@ -43,6 +43,15 @@ pub(super) fn metrics(state: &State) -> Answer {
 
 fn models_report(set: &ModelSet) -> Value {
     set.iter().map(|(name, entry)| model_report(name, entry)).collect()
+}
+
+/// With what came of the version that asked to serve last; for operators only, because reasons may name files.
+fn detailed_report(name: &ModelName, entry: &Entry) -> Value {
+    let mut report = model_report(name, entry);
+    if let Some((version, verdict)) = &entry.status.verdict {
+        report["verdict"] = json!({ "version": version.to_string(), "rungs": verdict.rungs });
+    }
+    report
 }
 
 fn model_report(name: &ModelName, Entry { serving, trial, status }: &Entry) -> Value {
