@@ -757,9 +757,10 @@ impl Followed {
         match (&self.refused, &self.failed, barred) {
             (_, _, Some(barred)) => Some(format!("version {} was rolled back: {}", barred.mark.version(), barred.why)),
             (Some((found, reason)), _, None) => Some(format!("version {} was refused: {reason}", found.version)),
-            (None, Some(failed), None) => {
-                Some(format!("version {} cannot be fetched or tried, {} attempts so far", failed.found.version, failed.attempts))
-            }
+            (None, Some(failed), None) => Some(format!(
+                "version {} cannot be fetched or tried, {} attempts so far",
+                failed.found.version, failed.attempts
+            )),
             (None, None, None) if self.silent_since.is_some() => Some("the registry gives no answer".to_owned()),
             (None, None, None) => None,
         }

@@ -16,9 +16,9 @@ pub mod features;
 pub mod onnx_file;
 pub mod orders;
 pub mod outputs;
-pub mod rollout;
 mod protobuf;
 mod recent;
+pub mod rollout;
 pub mod runtime;
 pub mod scan;
 pub mod session;
@@ -28,10 +28,10 @@ pub mod verdict;
 
 pub use features::{Cell, Features, Inputs, InvalidInput};
 pub use outputs::{Decision, Outputs, Prediction, Value};
-pub use rollout::{Route, Trial};
 pub use recent::MAX_ROWS as RECENT_MAX_ROWS;
-pub use verdict::Verdict;
+pub use rollout::{Route, Trial};
 pub use session::{LoadError, Model, PredictError, Spec, Stage};
+pub use verdict::Verdict;
 
 /// The name a model has in URLs, metrics and sample keys: 1 to 64 of `A-Z a-z 0-9 . _ -`, starting with a letter or
 /// digit.

@@ -6,9 +6,9 @@ use std::path::Path;
 use anyhow::Context;
 use serde_json::json;
 
+use super::operate::table;
 use super::{block_on, http_client, load_runtime};
 use crate::config::{self, Config, Sources};
-use super::operate::table;
 use crate::manager::ModelConfig;
 use crate::manager::admission::{Admission, Candidate, Outcome, Rung, Verdict};
 use crate::model::{Digest, Version};
@@ -63,7 +63,11 @@ fn as_text(version: &str, verdict: &Verdict) -> String {
         [outcome.to_owned(), format!("{:?}", rung.name).to_lowercase(), rung.detail.clone()]
     };
     let rows: Vec<_> = verdict.rungs.iter().map(row).collect();
-    format!("{}{version} is {}\n", table(&rows), if verdict.is_admitted() { "fit to serve" } else { "not fit to serve" })
+    format!(
+        "{}{version} is {}\n",
+        table(&rows),
+        if verdict.is_admitted() { "fit to serve" } else { "not fit to serve" }
+    )
 }
 
 /// Name and selection of `models:/name/3` or `models:/name@alias`.

@@ -172,7 +172,9 @@ impl Admission {
                 "its bytes changed: they are {digest} and were {first} when this version was first seen; register the \
                  new files as a new version"
             ))),
-            Ok(Err(error)) => Err(Stop::Undecided(format!("cannot compare its digest with the one first seen: {error}"))),
+            Ok(Err(error)) => {
+                Err(Stop::Undecided(format!("cannot compare its digest with the one first seen: {error}")))
+            }
             Err(error) => Err(Stop::Undecided(error.to_string())),
         }
     }

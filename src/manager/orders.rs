@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use tracing::warn;
 
 use super::history::Mark;
-use super::{Loaded, Cause, Followed, Manager, Round, Wish};
+use super::{Cause, Followed, Loaded, Manager, Round, Wish};
 use crate::model::Version;
 use crate::model::orders::{Answer, Ask, Done, Event, Kind, Operator, Order, Refused};
 use crate::registry::{Found, Select};

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::history::{Barred, Mark};
 use super::judge::{self, Step, Strategy, Verdict, View};
-use super::{Loaded, Cause, Followed, Manager, OnTrial, Round};
+use super::{Cause, Followed, Loaded, Manager, OnTrial, Round};
 use crate::model::Trial;
 use crate::model::orders::{Answer, Done, Event, Kind, Operator, Refused};
 use crate::model::rollout::Rule;
@@ -54,12 +54,7 @@ impl Followed {
 
 impl Manager {
     /// Puts a loaded version on trial, in place of another that may be.
-    pub(super) async fn try_out(
-        &mut self,
-        index: usize,
-        candidate: Loaded,
-        round: &mut Round,
-    ) -> Result<(), Refused> {
+    pub(super) async fn try_out(&mut self, index: usize, candidate: Loaded, round: &mut Round) -> Result<(), Refused> {
         let followed = &self.models[index];
         if followed.config.rollout.strategy == Strategy::Shadow && !followed.takes_the_same_rows(&candidate) {
             let reason = "it takes other features than the serving version, so it cannot shadow it: promote it by hand, or \

@@ -438,3 +438,91 @@ async fn tags(model: &str, version: u64) -> (String, String) {
     };
     (tag("modelgate.status"), tag("modelgate.reason"))
 }
+
+/// What the program says to `arguments`, and whether it ends well.
+fn program(arguments: &[&str]) -> (String, bool) {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_modelgate")).args(arguments).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (String::from_utf8(said).unwrap(), output.status.success())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_line_orders_and_shows() {
+    let (site, gate) = serving("").await;
+    site.register_sum("sum", 2, 2000.0);
+    let admin = format!("http://{}", gate.admin);
+    let models = |arguments: &[&str]| program(&[&["models"], arguments, &["--admin", &admin]].concat());
+    let promoted = models(&["promote", "sum", "2", "--reason", "a try"]);
+    assert_eq!(promoted, ("`sum` is served in version 2, before it was version 1\n".to_owned(), true));
+    let (list, _) = models(&["list"]);
+    let lines: Vec<Vec<&str>> = list.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[1][..5], ["sum", "2", "1", "1", "-"], "{list}");
+    let back = models(&["rollback", "sum"]);
+    assert_eq!(back, ("`sum` is served in version 1, before it was version 2\n".to_owned(), true));
+    let (nothing, good) = models(&["rollback", "sum"]);
+    assert!(!good && nothing.contains("no version to go back to"), "{nothing}");
+    let (history, good) = models(&["history", "sum"]);
+    assert!(good && history.contains("rolled_back") && history.contains("a try"), "{history}");
+    gate.stop().await;
+    let (unreachable, good) = models(&["list"]);
+    assert!(!good && unreachable.contains("no gateway answers at"), "{unreachable}");
+}
+
+#[test]
+fn verify_says_whether_a_folder_is_fit() {
+    let folder = |kind: &str| fixtures::folder(kind).display().to_string();
+    let (fit, good) = program(&["verify", &folder("pipeline")]);
+    assert!(good && fit.contains("fit to serve"), "{fit}");
+    let (verdict, good) = program(&["verify", "--json", &folder("not-finite")]);
+    let verdict: Value = serde_json::from_str(verdict.lines().next().unwrap()).unwrap();
+    assert!(!good);
+    assert_eq!(verdict["fit"], false, "{verdict}");
+    assert_eq!(verdict["rungs"].as_array().unwrap().last().unwrap()["outcome"], "refused", "{verdict}");
+}
+
+#[test]
+fn the_doctor_finds_what_is_missing_and_names_the_cure() {
+    let site = site("");
+    site.register_sum("sum", 1, 1000.0);
+    site.promote("sum", 1);
+    site.config();
+    let file = site.folder().join("modelgate.toml").display().to_string();
+    let (well, good) = program(&["doctor", "--config", &file]);
+    assert!(good && well.contains("version 1, by its alias champion") && well.contains("ONNX Runtime"), "{well}");
+    site.promote("sum", 7);
+    let (ill, good) = program(&["doctor", "--config", &file]);
+    assert!(!good && ill.contains("WRONG  registry: sum"), "{ill}");
+}
+
+/// `cargo test --test it rollout::by_hand -- --ignored --nocapture`: how long a rollback asked for by hand takes, from the
+/// order to its answer, and to the first answer of the version before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "prints figures"]
+async fn by_hand_a_rollback_takes() {
+    let (site, gate) = serving("").await;
+    let mut took = Vec::new();
+    for turn in 2_u16..52 {
+        let number = u64::from(turn);
+        site.register_sum("sum", number, f32::from(turn) * 1000.0);
+        gate.order("sum", "promote", json!({ "version": number })).await;
+        let start = tokio::time::Instant::now();
+        let order = gate.order("sum", "rollback", json!({}));
+        let served = gate.serves("sum", 1);
+        let (served, answered) = tokio::join!(
+            async {
+                served.await;
+                start.elapsed()
+            },
+            async {
+                assert_eq!(order.await.body["version"], "1");
+                start.elapsed()
+            }
+        );
+        took.push((served, answered));
+    }
+    took.sort_unstable();
+    let answered: std::collections::BTreeSet<_> = took.iter().map(|(_, answered)| *answered).collect();
+    println!("served again: median {:?}, worst {:?}", took[25].0, took[49].0);
+    println!("answered: median {:?}, worst {:?}", answered.iter().nth(25), answered.last());
+    gate.stop().await;
+}

@@ -94,12 +94,7 @@ pub(super) enum Ended {
 }
 
 /// Tries a version in a process of its own. Never takes much longer than `wall`.
-pub(super) async fn run(
-    program: &Path,
-    environment: &[(String, String)],
-    request: &Request,
-    wall: Duration,
-) -> Ended {
+pub(super) async fn run(program: &Path, environment: &[(String, String)], request: &Request, wall: Duration) -> Ended {
     let spawned = Command::new(program)
         .arg("probe")
         .env_clear()
