@@ -205,7 +205,7 @@ struct Desk {
 
 #[derive(Debug, Args)]
 struct Verify {
-    /// A folder with an MLmodel file, or `models:/name/3` or `models:/name@alias` in the configured registry
+    /// A folder with an `MLmodel` file, or `models:/name/3` or `models:/name@alias` in the configured registry
     version: String,
     /// The verdict as JSON
     #[arg(long)]
@@ -247,7 +247,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Doctor(gateway) => {
             silence_runtime()?;
-            let (text, good) = app::doctor(config::load(&gateway.sources())?.config)?;
+            let (text, good) = app::doctor(&config::load(&gateway.sources())?.config)?;
             print(&text)?;
             anyhow::ensure!(good, "something is missing; each line says what to do");
             Ok(())

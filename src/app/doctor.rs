@@ -33,9 +33,9 @@ impl Finding {
 ///
 /// # Errors
 /// When not even looking is possible.
-pub fn doctor(config: Config) -> anyhow::Result<(String, bool)> {
+pub fn doctor(config: &Config) -> anyhow::Result<(String, bool)> {
     block_on(async {
-        let mut findings = vec![data_dir(&config.data_dir), runtime(&config).await];
+        let mut findings = vec![data_dir(&config.data_dir), runtime(config).await];
         let registry = Registry::new(config.registry.clone(), http_client()?);
         for model in &config.manager.models {
             findings.extend(version(&registry, model).await?);

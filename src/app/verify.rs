@@ -73,13 +73,11 @@ fn as_text(version: &str, verdict: &Verdict) -> String {
 /// Name and selection of `models:/name/3` or `models:/name@alias`.
 fn reference(text: &str) -> Option<(&str, Select)> {
     let text = text.strip_prefix("models:/")?;
-    match text.split_once('@') {
-        Some((name, alias)) => Some((name, Select::Alias(alias.to_owned()))),
-        None => {
-            let (name, version) = text.split_once('/')?;
-            Some((name, Select::Version(version.parse().ok()?)))
-        }
+    if let Some((name, alias)) = text.split_once('@') {
+        return Some((name, Select::Alias(alias.to_owned())));
     }
+    let (name, version) = text.split_once('/')?;
+    Some((name, Select::Version(version.parse().ok()?)))
 }
 
 async fn fetch(config: &Config, scratch: &Path, name: &str, select: &Select) -> anyhow::Result<(Found, Fetched)> {

@@ -190,6 +190,7 @@ pub struct Event {
 }
 
 /// Versions are text wherever callers and operators read them.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape serde calls")]
 fn as_text<S: serde::Serializer>(version: &Version, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(version)
 }
