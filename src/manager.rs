@@ -114,15 +114,7 @@ impl Manager {
     pub fn new(registry: Registry, cache: Cache, runtime: Runtime, publisher: Publisher, config: Config) -> Self {
         let models = config.models.into_iter().map(Followed::new).collect();
         let admission = Admission::new(config.admission, runtime, Some(cache.clone()), config.slots);
-        Self {
-            registry,
-            cache,
-            admission,
-            publisher,
-            poll_interval: config.poll_interval,
-            models,
-            retired: Vec::new(),
-        }
+        Self { registry, cache, admission, publisher, poll_interval: config.poll_interval, models, retired: Vec::new() }
     }
 
     /// Serves, for each model, the version that was last good, from disk and without the registry.
@@ -371,9 +363,10 @@ impl Followed {
     fn trouble(&self) -> Option<String> {
         match (&self.refused, &self.failed) {
             (Some((found, reason)), _) => Some(format!("version {} was refused: {reason}", found.version)),
-            (None, Some(failed)) => {
-                Some(format!("version {} cannot be fetched or tried, {} attempts so far", failed.found.version, failed.attempts))
-            }
+            (None, Some(failed)) => Some(format!(
+                "version {} cannot be fetched or tried, {} attempts so far",
+                failed.found.version, failed.attempts
+            )),
             (None, None) if self.silent_since.is_some() => Some("the registry gives no answer".to_owned()),
             (None, None) => None,
         }

@@ -26,8 +26,8 @@ pub mod verdict;
 pub use features::{Cell, Features, Inputs, InvalidInput};
 pub use outputs::{Decision, Outputs, Prediction, Value};
 pub use recent::MAX_ROWS as RECENT_MAX_ROWS;
-pub use verdict::Verdict;
 pub use session::{LoadError, Model, PredictError, Spec, Stage};
+pub use verdict::Verdict;
 
 /// The name a model has in URLs, metrics and sample keys: 1 to 64 of `A-Z a-z 0-9 . _ -`, starting with a letter or
 /// digit.

@@ -24,6 +24,7 @@ mod replay;
 mod signature;
 
 use probe::{Ended, Report};
+use signature::Taken;
 
 /// The longest the static scan may take.
 const SCAN_TIME: Duration = Duration::from_secs(2);
@@ -31,6 +32,8 @@ const SCAN_TIME: Duration = Duration::from_secs(2);
 /// What a version must keep to.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// Whether a version is tried in a process of its own before it is loaded here.
+    pub probe: bool,
     /// This program, which is started as `<program> probe` to try a version.
     pub program: PathBuf,
     /// The environment of that process. Nothing else of ours is passed on, so that it holds no secret.
@@ -140,11 +143,15 @@ impl Admission {
         note(verdict, Check::Digest, start, self.check_digest(candidate).await)?;
         let start = Instant::now();
         let scanned = note(verdict, Check::Scan, start, check_file(candidate).await)?;
-        if !candidate.has_served {
+        let is_new = !candidate.has_served;
+        if is_new && self.config.probe {
             self.try_aside(candidate, &scanned, verdict).await?;
         }
         let start = Instant::now();
         let model = note(verdict, Check::WarmUp, start, self.warm_up(candidate, scanned.decision).await)?;
+        if is_new && !self.config.probe {
+            self.check_signature(candidate, &signature::taken_by(model.features()), verdict)?;
+        }
         let start = Instant::now();
         let replayed = replay::check(&self.config, candidate.serving.as_deref(), &model).await;
         note(verdict, Check::Replay, start, replayed)?;
@@ -155,11 +162,14 @@ impl Admission {
     async fn try_aside(&self, candidate: &Candidate<'_>, scanned: &Scanned, verdict: &mut Verdict) -> Option<()> {
         let start = Instant::now();
         let report = note(verdict, Check::Probe, start, self.probe(candidate, scanned).await)?;
+        self.check_signature(candidate, &report.features, verdict)?;
+        note(verdict, Check::Example, Instant::now(), check_example(&report))
+    }
+
+    fn check_signature(&self, candidate: &Candidate<'_>, takes: &[Taken], verdict: &mut Verdict) -> Option<()> {
         let start = Instant::now();
-        let serving = candidate.serving.as_ref().map(|model| model.features());
-        let compatible = signature::check(serving.map(AsRef::as_ref), &report.features, self.config.signature_change);
-        note(verdict, Check::Signature, start, compatible)?;
-        note(verdict, Check::Example, start, check_example(&report))
+        let serving = candidate.serving.as_ref().map(|model| model.features().as_ref());
+        note(verdict, Check::Signature, start, signature::check(serving, takes, self.config.signature_change))
     }
 
     async fn check_digest(&self, candidate: &Candidate<'_>) -> Finding {
@@ -172,7 +182,9 @@ impl Admission {
                 "its bytes changed: they are {digest} and were {first} when this version was first seen; register the \
                  new files as a new version"
             ))),
-            Ok(Err(error)) => Err(Stop::Undecided(format!("cannot compare its digest with the one first seen: {error}"))),
+            Ok(Err(error)) => {
+                Err(Stop::Undecided(format!("cannot compare its digest with the one first seen: {error}")))
+            }
             Err(error) => Err(Stop::Undecided(error.to_string())),
         }
     }

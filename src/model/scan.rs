@@ -515,4 +515,4 @@ fn padded_bytes(data: Option<&Constant>, pads: &Constant) -> f64 {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

@@ -148,7 +148,9 @@ fn judge(comparison: &Comparison, config: &Config) -> Finding {
     let refuse = |reason: String| Err(Stop::Refused(reason));
     if let Some(failure) = &comparison.first_failure {
         let (failed, total) = (comparison.failed, comparison.failed + rows);
-        return refuse(format!("it does not answer {failed} of {total} rows that the serving version answers: {failure}"));
+        return refuse(format!(
+            "it does not answer {failed} of {total} rows that the serving version answers: {failure}"
+        ));
     }
     if rows < MIN_ROWS {
         return skipped(format!("not enough rows: {rows} of the {MIN_ROWS} it takes could be compared"));
