@@ -91,10 +91,12 @@ fn note<T>(verdict: &mut Verdict, name: Check, since: Instant, found: Finding<T>
     value
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "a finding, as the rungs return it")]
 fn passed<T>(value: T, detail: impl Into<String>) -> Finding<T> {
     Ok(Pass { value, outcome: Outcome::Passed, detail: detail.into() })
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "a finding, as the rungs return it")]
 fn skipped(why: impl Into<String>) -> Finding {
     Ok(Pass { value: (), outcome: Outcome::Skipped, detail: why.into() })
 }

@@ -624,6 +624,17 @@ grace = "20s" # default
 [engine]
 slots = 4 # default
 
+[admission]
+probe = true # default
+max_load_memory = "1GiB" # default
+max_load_cpu = "30s" # default
+max_load_wall = "60s" # default
+replay_rows = 256 # default
+max_disagreement = 0.5 # default
+max_latency_ratio = 3.0 # default
+max_shift = 0.5 # default
+signature_change = "refuse" # default
+
 [registry]
 uri = "https://***@dagshub.com/u/r.mlflow" # gate.toml:8
 poll_interval = "30s" # default

@@ -1,3 +1,5 @@
+//! Every rule at its limit and one above it, and damage of every kind.
+
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -104,9 +106,13 @@ fn operators_are_of_onnx_or_of_the_model_itself() {
 
 /// Functions `f0`, `f1`, …, each of which calls the next `calls` times.
 fn chain(length: usize, calls: usize) -> Vec<u8> {
-    let body = |at: usize| match at + 1 == length {
-        true => vec![node("", "Identity", &[], &[])],
-        false => vec![node("own", &format!("f{}", at + 1), &[], &[]); calls],
+    let body = |at: usize| {
+        let is_last = at + 1 == length;
+        if is_last {
+            vec![node("", "Identity", &[], &[])]
+        } else {
+            vec![node("own", &format!("f{}", at + 1), &[], &[]); calls]
+        }
     };
     let functions: Vec<_> = (0..length).map(|at| function(&format!("f{at}"), &body(at))).collect();
     model(&nodes(&[node("own", "f0", &[], &[])]), &functions)

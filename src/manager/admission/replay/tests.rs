@@ -1,3 +1,5 @@
+//! What the replay lets pass, and what it refuses.
+
 use super::*;
 use crate::manager::admission::SignatureChange;
 
