@@ -852,6 +852,17 @@ fn mlflows_variables_are_honoured_and_a_name_with_a_password_wins() {
 }
 
 #[test]
+fn the_library_is_where_the_environment_or_the_file_says() {
+    let found = |setup: &Setup| setup.load().config.onnxruntime.map(|path| path.display().to_string());
+    let setup = Setup::new(MODEL);
+    assert_eq!(found(&setup), None);
+    let setup = setup.env("ORT_DYLIB_PATH", "/env/libonnxruntime.so");
+    assert_eq!(found(&setup), Some("/env/libonnxruntime.so".to_owned()));
+    let file = Setup::new(&format!("onnxruntime = \"/file/libonnxruntime.so\"\n{MODEL}"));
+    assert_eq!(found(&file), Some("/file/libonnxruntime.so".to_owned()));
+}
+
+#[test]
 fn an_empty_standard_variable_is_not_set() {
     let setup =
         Setup::new(MODEL).env("MLFLOW_TRACKING_URI", "").env("MLFLOW_TRACKING_USERNAME", "").env("RUST_LOG", "");
