@@ -211,11 +211,11 @@ pub fn probe(request: &str) -> String {
 /// # Errors
 /// When it cannot be built, or a part of it died.
 pub fn serve(config: Config) -> anyhow::Result<()> {
-    serve_and_tell(config, |_| {})
+    serve_and_tell(config, async |_| {})
 }
 
-/// The same; `ready` is called once it listens.
-fn serve_and_tell(config: Config, ready: impl FnOnce(&Running)) -> anyhow::Result<()> {
+/// The same; `tell` is called once it listens.
+fn serve_and_tell(config: Config, tell: impl AsyncFnOnce(&Running)) -> anyhow::Result<()> {
     let _telemetry = telemetry::init(&config.telemetry)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -224,7 +224,7 @@ fn serve_and_tell(config: Config, ready: impl FnOnce(&Running)) -> anyhow::Resul
         .context("cannot start the async runtime")?;
     runtime.block_on(async {
         let running = start(config, Surroundings::of_the_machine()?).await?;
-        ready(&running);
+        tell(&running).await;
         tokio::select! {
             signal = signalled() => info!("{} received; finishing what is under way, once more to exit at once", signal?),
             () = running.broken() => {}

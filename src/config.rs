@@ -186,19 +186,20 @@ fn file(path: &Path) -> Result<Table, Vec<Mistake>> {
 }
 
 /// Variables other programs know, and the keys they set. Unset and empty are the same, as these programs have it.
-const STANDARD_VARIABLES: [(&str, [&str; 2]); 6] = [
-    ("MLFLOW_TRACKING_URI", ["registry", "uri"]),
-    ("MLFLOW_TRACKING_USERNAME", ["registry", "username"]),
-    ("MLFLOW_TRACKING_PASSWORD", ["registry", "password"]),
-    ("MLFLOW_TRACKING_TOKEN", ["registry", "token"]),
-    ("MLFLOW_WORKSPACE", ["registry", "workspace"]),
-    ("RUST_LOG", ["telemetry", "log_filter"]),
+const STANDARD_VARIABLES: [(&str, &[&str]); 7] = [
+    ("MLFLOW_TRACKING_URI", &["registry", "uri"]),
+    ("MLFLOW_TRACKING_USERNAME", &["registry", "username"]),
+    ("MLFLOW_TRACKING_PASSWORD", &["registry", "password"]),
+    ("MLFLOW_TRACKING_TOKEN", &["registry", "token"]),
+    ("MLFLOW_WORKSPACE", &["registry", "workspace"]),
+    ("ORT_DYLIB_PATH", &["onnxruntime"]),
+    ("RUST_LOG", &["telemetry", "log_filter"]),
 ];
 
 fn standard_variables(written: &mut Table, env: &[(String, String)]) {
     for (name, key) in STANDARD_VARIABLES {
         if let Some(value) = variable(env, name) {
-            layer::set(written, &key, Value::Text(value.to_owned()), &Origin::Variable(name.to_owned()));
+            layer::set(written, key, Value::Text(value.to_owned()), &Origin::Variable(name.to_owned()));
         }
     }
 }

@@ -334,7 +334,9 @@ impl Addresses {
     fn sources(self) -> Sources {
         let flags = Flags { listen: self.listen, admin_listen: self.admin_listen, ..Flags::default() };
         let mut sources = sources(None, flags, Purpose::Serve);
-        sources.env.retain(|(name, _)| name == "RUST_LOG" || name.starts_with("OTEL_"));
+        sources
+            .env
+            .retain(|(name, _)| matches!(name.as_str(), "RUST_LOG" | "ORT_DYLIB_PATH") || name.starts_with("OTEL_"));
         sources
     }
 }

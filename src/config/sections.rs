@@ -209,6 +209,7 @@ pub(super) fn admission(mut s: Section<'_>, env: &[(String, String)]) -> admissi
         .collect();
     let changes = [("refuse", SignatureChange::Refuse), ("allow", SignatureChange::Allow)];
     let config = admission::Config {
+        probe: s.switch("probe"),
         // Where the system does not say, no version can be tried, and each says so.
         program: std::env::current_exe().unwrap_or_default(),
         environment,

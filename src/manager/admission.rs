@@ -24,6 +24,7 @@ mod replay;
 mod signature;
 
 use probe::{Ended, Report};
+use signature::Taken;
 
 /// The longest the static scan may take.
 const SCAN_TIME: Duration = Duration::from_secs(2);
@@ -31,6 +32,8 @@ const SCAN_TIME: Duration = Duration::from_secs(2);
 /// What a version must keep to.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// Whether a version is tried in a process of its own before it is loaded here.
+    pub probe: bool,
     /// This program, which is started as `<program> probe` to try a version.
     pub program: PathBuf,
     /// The environment of that process. Nothing else of ours is passed on, so that it holds no secret.
@@ -88,10 +91,12 @@ fn note<T>(verdict: &mut Verdict, name: Check, since: Instant, found: Finding<T>
     value
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "a finding, as the rungs return it")]
 fn passed<T>(value: T, detail: impl Into<String>) -> Finding<T> {
     Ok(Pass { value, outcome: Outcome::Passed, detail: detail.into() })
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "a finding, as the rungs return it")]
 fn skipped(why: impl Into<String>) -> Finding {
     Ok(Pass { value: (), outcome: Outcome::Skipped, detail: why.into() })
 }
@@ -140,11 +145,15 @@ impl Admission {
         note(verdict, Check::Digest, start, self.check_digest(candidate).await)?;
         let start = Instant::now();
         let scanned = note(verdict, Check::Scan, start, check_file(candidate).await)?;
-        if !candidate.has_served {
+        let is_new = !candidate.has_served;
+        if is_new && self.config.probe {
             self.try_aside(candidate, &scanned, verdict).await?;
         }
         let start = Instant::now();
         let model = note(verdict, Check::WarmUp, start, self.warm_up(candidate, scanned.decision).await)?;
+        if is_new && !self.config.probe {
+            self.check_signature(candidate, &signature::taken_by(model.features()), verdict)?;
+        }
         let start = Instant::now();
         let replayed = replay::check(&self.config, candidate.serving.as_deref(), &model).await;
         note(verdict, Check::Replay, start, replayed)?;
@@ -155,11 +164,14 @@ impl Admission {
     async fn try_aside(&self, candidate: &Candidate<'_>, scanned: &Scanned, verdict: &mut Verdict) -> Option<()> {
         let start = Instant::now();
         let report = note(verdict, Check::Probe, start, self.probe(candidate, scanned).await)?;
+        self.check_signature(candidate, &report.features, verdict)?;
+        note(verdict, Check::Example, Instant::now(), check_example(&report))
+    }
+
+    fn check_signature(&self, candidate: &Candidate<'_>, takes: &[Taken], verdict: &mut Verdict) -> Option<()> {
         let start = Instant::now();
-        let serving = candidate.serving.as_ref().map(|model| model.features());
-        let compatible = signature::check(serving.map(AsRef::as_ref), &report.features, self.config.signature_change);
-        note(verdict, Check::Signature, start, compatible)?;
-        note(verdict, Check::Example, start, check_example(&report))
+        let serving = candidate.serving.as_ref().map(|model| model.features().as_ref());
+        note(verdict, Check::Signature, start, signature::check(serving, takes, self.config.signature_change))
     }
 
     async fn check_digest(&self, candidate: &Candidate<'_>) -> Finding {

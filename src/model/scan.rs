@@ -441,8 +441,8 @@ impl<'a> Scan<'a> {
             b"Pad" => input(1).or(value).map(|pads| padded_bytes(input(0), pads)),
             b"Resize" | b"Upsample" => {
                 let scales = input(if node.inputs.len() == 2 { 1 } else { 2 }).or(value);
-                let scaled = scales.map(|scales| scales.product() * bytes_of(input(0)));
-                input(3).map(|sizes| sizes.product() * element_bytes(input(0))).or(scaled)
+                let enlarged = scales.map(|scales| scales.product() * bytes_of(input(0)));
+                input(3).map(|sizes| sizes.product() * element_bytes(input(0))).or(enlarged)
             }
             _ => None,
         };
@@ -515,4 +515,4 @@ fn padded_bytes(data: Option<&Constant>, pads: &Constant) -> f64 {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

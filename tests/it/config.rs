@@ -624,6 +624,17 @@ grace = "20s" # default
 [engine]
 slots = 4 # default
 
+[admission]
+probe = true # default
+max_load_memory = "1GiB" # default
+max_load_cpu = "30s" # default
+max_load_wall = "60s" # default
+replay_rows = 256 # default
+max_disagreement = 0.5 # default
+max_latency_ratio = 3.0 # default
+max_shift = 0.5 # default
+signature_change = "refuse" # default
+
 [registry]
 uri = "https://***@dagshub.com/u/r.mlflow" # gate.toml:8
 poll_interval = "30s" # default
@@ -875,6 +886,17 @@ fn mlflows_variables_are_honoured_and_a_name_with_a_password_wins() {
     assert_eq!(shown_to_registry(&setup).0, "me:secret");
     let setup = setup.env("MODELGATE__REGISTRY__URI", "http://c/").env("MODELGATE__REGISTRY__USERNAME", "you");
     assert_eq!(shown_to_registry(&setup), ("you:secret".to_owned(), "http://c/".to_owned()));
+}
+
+#[test]
+fn the_library_is_where_the_environment_or_the_file_says() {
+    let found = |setup: &Setup| setup.load().config.onnxruntime.map(|path| path.display().to_string());
+    let setup = Setup::new(MODEL);
+    assert_eq!(found(&setup), None);
+    let setup = setup.env("ORT_DYLIB_PATH", "/env/libonnxruntime.so");
+    assert_eq!(found(&setup), Some("/env/libonnxruntime.so".to_owned()));
+    let file = Setup::new(&format!("onnxruntime = \"/file/libonnxruntime.so\"\n{MODEL}"));
+    assert_eq!(found(&file), Some("/file/libonnxruntime.so".to_owned()));
 }
 
 #[test]

@@ -34,15 +34,12 @@ impl Binary {
 
     /// The same, with more in its environment.
     fn serve_with(file: &Path, environment: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_modelgate"))
-            .arg("serve")
-            .arg("--config")
-            .arg(file)
-            .env("RUST_LOG", "info")
-            .envs(environment.iter().copied())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        Self::start(&mut Command::new(env!("CARGO_BIN_EXE_modelgate")), file, environment)
+    }
+
+    fn start(command: &mut Command, file: &Path, environment: &[(&str, &str)]) -> Self {
+        command.arg("serve").arg("--config").arg(file).env("RUST_LOG", "info").envs(environment.iter().copied());
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let mut seen = String::new();
         let listening = lines
@@ -361,4 +358,32 @@ fn check_measurements(cloudwatch: &CloudWatch, rows: &[Value], asked: i64) {
             assert!((measured - sum).abs() <= 1e-9 * sum.abs(), "{feature}: {measured} for {sum}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unpacked_archive_runs_from_any_folder_with_its_library_in_lib() {
+    let (site, file) = site();
+    let archive = tempfile::tempdir().unwrap();
+    std::fs::create_dir(archive.path().join("lib")).unwrap();
+    let library = if cfg!(target_os = "macos") { "libonnxruntime.dylib" } else { "libonnxruntime.so" };
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("lib").join(library);
+    std::fs::copy(built, archive.path().join("lib").join(library)).unwrap();
+    let binary = archive.path().join("modelgate");
+    std::fs::copy(env!("CARGO_BIN_EXE_modelgate"), &binary).unwrap();
+    let binary = Binary::start(Command::new(&binary).current_dir(site.folder()), &file, &[]);
+    binary.ready(&reqwest::Client::new()).await;
+}
+
+#[test]
+fn a_missing_library_is_told_with_its_cure() {
+    let (_site, file) = site();
+    let output = Command::new(env!("CARGO_BIN_EXE_modelgate"))
+        .args(["serve", "--config"])
+        .arg(&file)
+        .env("ORT_DYLIB_PATH", "/nowhere/libonnxruntime.so")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("/nowhere/libonnxruntime.so") && text.contains("scripts/fetch-onnxruntime.sh"), "{text}");
 }

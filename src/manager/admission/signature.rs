@@ -90,7 +90,7 @@ mod tests {
         check_changes(&[job.clone(), age.clone()], &[]);
         check_changes(&[age.clone(), job.clone(), taken("new", Kind::Text, false)], &[]);
         check_changes(&[taken("age", Kind::Double, false), job.clone()], &[]);
-        check_changes(&[job.clone()], &["`age` is gone"]);
+        check_changes(std::slice::from_ref(&job), &["`age` is gone"]);
         check_changes(&[taken("Age", Kind::Long, false), job.clone()], &["`age` is gone"]);
         check_changes(&[taken("age", Kind::Integer, true), job.clone()], &["`age` was Long and is Integer"]);
         check_changes(&[age.clone(), taken("job", Kind::Text, true)], &["`job` has become required"]);

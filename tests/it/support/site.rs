@@ -30,6 +30,7 @@ pub(crate) struct Site {
     keys: BTreeMap<String, String>,
     /// How often the registry is looked at.
     pub(crate) poll: Duration,
+    probe_program: PathBuf,
 }
 
 impl Site {
@@ -53,7 +54,8 @@ impl Site {
              max_connections_per_address = 4096\n",
         );
         fs::create_dir_all(folder.path().join("registry")).unwrap();
-        Self { folder, text, keys: BTreeMap::new(), poll: POLL }
+        // The program that runs is the one with the tests, which tries no models.
+        Self { folder, text, keys: BTreeMap::new(), poll: POLL, probe_program: env!("CARGO_BIN_EXE_modelgate").into() }
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -75,6 +77,16 @@ impl Site {
             let file = folder.join("model.onnx");
             fs::write(&file, fixtures::sum_model(base)).unwrap();
         });
+    }
+
+    /// A version made of a fixture's files after `change` was at them.
+    pub(crate) fn register_changed(&self, model: &str, version: u64, fixture: &str, change: impl FnOnce(&Path)) {
+        self.register_files(model, version, &fixtures::folder(fixture), change);
+    }
+
+    /// Has versions tried by another program than the gateway's own.
+    pub(crate) fn set_probe_program(&mut self, program: PathBuf) {
+        self.probe_program = program;
     }
 
     fn register_files(&self, model: &str, version: u64, from: &Path, change: impl FnOnce(&Path)) {
@@ -114,8 +126,7 @@ impl Site {
             // Most tests promote again and again; the policy has tests of its own.
             model.rollout.dwell = Duration::ZERO;
         }
-        // The program that runs is the one with the tests, which tries no models.
-        config.manager.admission.program = env!("CARGO_BIN_EXE_modelgate").into();
+        config.manager.admission.program.clone_from(&self.probe_program);
         config
     }
 
