@@ -21,24 +21,33 @@ use crate::capture::{self, Capture};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::drift::Drift;
-use crate::manager::Manager;
+use crate::manager::admission::probe;
+use crate::manager::history::History;
+use crate::manager::{Manager, Parts};
 use crate::metrics::{Metrics, cloudwatch};
 use crate::model::runtime::Runtime;
-use crate::model::{self, Models};
+use crate::model::shadow::Comparer;
+use crate::model::{self, Models, orders, shadow};
 use crate::quota::Quota;
 use crate::registry::Registry;
 use crate::registry::cache::Cache;
-use crate::server::{self, Readiness, State, Traffic};
+use crate::server::{self, Readiness, State, Traffic, Webhook};
 use crate::task::{self, Tasks};
 use crate::telemetry;
 
 mod baseline;
 pub mod dashboard;
 mod demo;
+mod doctor;
+pub mod operate;
 pub mod replay;
+mod verify;
 
 pub use baseline::{BaselineSources, FeatureSource, baseline};
 pub use demo::demo;
+pub use doctor::doctor;
+pub use operate::operate;
+pub use verify::verify;
 
 /// How soon a key that was revoked in another process stops working here.
 const KEY_REFRESH_INTERVAL: Duration = Duration::from_secs(1);
@@ -110,7 +119,20 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     let cache = Cache::open(config.data_dir.join("cache")).context("cannot open the model cache")?;
     let registry = Registry::new(config.registry, http_client()?);
     let poll_interval = config.manager.poll_interval;
-    let manager = Manager::new(registry, cache, runtime.clone(), publisher, drift.clone(), config.manager);
+    let history = History::open(&config.data_dir.join("history.db")).context("cannot open the history of versions")?;
+    let (orders, inbox) = orders::channel();
+    let (shadow, comparer) = shadow::line();
+    let parts = Parts {
+        registry,
+        cache,
+        runtime: runtime.clone(),
+        publisher,
+        drift: drift.clone(),
+        inbox,
+        history,
+        clock: clock.clone(),
+    };
+    let manager = Manager::new(parts, config.manager).context("cannot read the history of versions")?;
 
     let data = bind(config.server.listen, "server.listen").await?;
     let admin = bind(config.server.admin_listen, "server.admin_listen").await?;
@@ -119,6 +141,9 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
         keys: Arc::clone(&keys),
         quota: Arc::clone(&quota),
         models: models.clone(),
+        shadow,
+        orders,
+        webhook: config.webhook_secret.as_ref().map(|secret| Arc::new(Webhook::new(secret))),
         metrics: metrics.clone(),
         drift: drift.clone(),
         capture,
@@ -145,7 +170,8 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     let admin_routes = server::admin_router(state, &config.server);
     front.spawn("data-listener", server::serve(data, data_routes, config.server.clone(), front.stopping()));
     front.spawn("admin-listener", server::serve(admin, admin_routes, config.server, front.stopping()));
-    back.spawn("registry", follow_registry(manager, clock.clone(), seed, back.stopping()));
+    back.spawn("registry", follow_registry(manager, seed, back.stopping()));
+    back.spawn("shadow", compare(comparer, back.stopping()));
     back.spawn("keys", refresh_keys(keys, back.stopping()));
     back.spawn("usage", settle_usage(quota, clock.clone(), back.stopping()));
     back.spawn("drift", follow_drift(drift, running.models.clone(), metrics.clone(), clock.clone(), back.stopping()));
@@ -187,6 +213,18 @@ impl Running {
         self.back.finished().await;
         !self.front.has_failed() && !self.back.has_failed()
     }
+}
+
+/// Runs `work` to its end, for commands that do one thing.
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("cannot start the async runtime")?.block_on(work)
+}
+
+/// Tries the version that `request` names, as the process that a gateway starts for it; returns what to tell the gateway.
+#[must_use]
+pub fn probe(request: &str) -> String {
+    probe::answer(request)
 }
 
 /// Runs a gateway until a signal asks it to stop.
@@ -316,12 +354,22 @@ async fn load_aws_config() -> SdkConfig {
         .await
 }
 
-async fn follow_registry(mut manager: Manager, clock: Clock, seed: u64, stop: CancellationToken) {
+async fn follow_registry(mut manager: Manager, seed: u64, stop: CancellationToken) {
     tokio::select! {
         () = manager.open_last_good() => {}
         () = stop.cancelled() => return,
     }
-    manager.run(clock, seed, stop).await;
+    manager.run(seed, stop).await;
+}
+
+/// Has challengers answer what was answered, until it is time to stop: what still waits then is nobody's loss.
+async fn compare(mut comparer: Comparer, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            more = comparer.compare_once() => if !more { return stop.cancelled().await },
+            () = stop.cancelled() => return,
+        }
+    }
 }
 
 async fn refresh_keys(keys: Arc<ApiKeys>, stop: CancellationToken) {

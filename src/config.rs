@@ -10,12 +10,15 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use secrecy::SecretString;
+
 use crate::{auth, capture, drift, manager, metrics, quota, registry, server, telemetry};
 
 mod effective;
 mod layer;
 mod models;
 mod reader;
+mod rollout;
 mod sections;
 mod value;
 
@@ -46,6 +49,8 @@ pub struct Config {
     pub registry: registry::Config,
     /// Which models, and how often to look.
     pub manager: manager::Config,
+    /// What the registry signs its hints with; unset, it may give none.
+    pub webhook_secret: Option<SecretString>,
     /// Where keys live and what plans allow.
     pub auth: auth::Config,
     /// Plans.
@@ -253,7 +258,9 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
     let onnxruntime = root.optional("onnxruntime", value::path);
     let server = sections::server(root.section("server"));
     let slots = sections::engine(root.section("engine"), sources.processors);
-    let (registry, poll_interval) = sections::registry(root.section("registry"));
+    let admission = sections::admission(root.section("admission"), &sources.env);
+    let sections::Registry { config: registry, poll_interval, write_back, webhook_secret } =
+        sections::registry(root.section("registry"));
     let (models, rates) = models::read(&mut root, sources.purpose);
     let store = data_dir.join("modelgate.db");
     let plans = sections::plans(&mut root, &models, sources.purpose);
@@ -266,7 +273,8 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
     Config {
         auth: auth::Config { store: store.clone(), pepper: data_dir.join("pepper"), plans: plans.access },
         quota: quota::Config { store, plans: plans.limits },
-        manager: manager::Config { poll_interval, slots, models },
+        manager: manager::Config { poll_interval, slots, admission, models, write_back },
+        webhook_secret,
         data_dir,
         onnxruntime,
         server,

@@ -1,7 +1,7 @@
 //! The command line: what is typed → one call, and how that call ended → an exit code.
 
 use std::ffi::OsString;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::num::NonZeroUsize;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use jiff::civil::Date;
 use modelgate::app::dashboard::Task;
 use modelgate::app::replay::Verdict;
-use modelgate::app::{self, BaselineSources, FeatureSource};
+use modelgate::app::{self, BaselineSources, FeatureSource, operate};
 use modelgate::clock::Clock;
 use modelgate::config::{self, Config, ConfigErrors, Flags, Purpose, Sources};
 
@@ -46,6 +46,8 @@ Examples:
       A CloudWatch dashboard and alarms; says what they cost a month first.
   modelgate keys rotate 7Kq3ZrT0aB --overlap 24h
       A new key in the place of that one, which works on for a day.
+  modelgate models history credit-score
+      What a running gateway served, refused and rolled back, and why.
 
 Exit codes: 0 done, 1 failed, 2 not understood, 3 replayed and different, 78 mistakes in the configuration.";
 
@@ -67,6 +69,16 @@ enum Command {
     Demo(Addresses),
     /// Show every mistake in the configuration, or what is in effect and from where
     CheckConfig(Gateway),
+    /// Try one version within limits, as the gateway asks on standard input
+    #[command(hide = true)]
+    Probe,
+    /// See and choose which versions a running gateway serves
+    #[command(subcommand)]
+    Models(Models),
+    /// Judge one version as a gateway would before it serves it, without a gateway
+    Verify(Verify),
+    /// Check everything a gateway needs from outside, one line each
+    Doctor(Gateway),
     /// Make a drift baseline of training data, to be logged with a version as baseline.json
     Baseline(BaselineArgs),
     /// Ask a stored request again of the version that answered it, and compare
@@ -192,6 +204,79 @@ struct Place {
     data_dir: Option<String>,
 }
 
+#[derive(Debug, Subcommand)]
+enum Models {
+    /// Show every model: what serves, what is on trial, what is wanted
+    List {
+        #[command(flatten)]
+        desk: Desk,
+    },
+    /// Show what happened to a model's versions, newest first
+    History {
+        /// The model's name
+        model: String,
+        #[command(flatten)]
+        desk: Desk,
+    },
+    /// Serve a version now, until the registry wants another than it does now
+    Promote {
+        /// The model's name
+        model: String,
+        /// The version's number
+        version: u64,
+        #[command(flatten)]
+        desk: Desk,
+    },
+    /// Go back to the version before, or end the trial; the version that is left is not served again by itself
+    Rollback {
+        /// The model's name
+        model: String,
+        #[command(flatten)]
+        desk: Desk,
+    },
+    /// Serve a version until it is unpinned
+    Pin {
+        /// The model's name
+        model: String,
+        /// The version's number
+        version: u64,
+        #[command(flatten)]
+        desk: Desk,
+    },
+    /// Follow the registry again
+    Unpin {
+        /// The model's name
+        model: String,
+        #[command(flatten)]
+        desk: Desk,
+    },
+}
+
+/// A running gateway, and who speaks to it.
+#[derive(Debug, Args)]
+struct Desk {
+    /// The gateway's admin address; the one in the configuration if left out
+    #[arg(long, value_name = "URL")]
+    admin: Option<String>,
+    /// The gateway's configuration file (TOML)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Why, for the history
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct Verify {
+    /// A folder with an `MLmodel` file, or `models:/name/3` or `models:/name@alias` in the configured registry
+    version: String,
+    /// The verdict as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    gateway: Gateway,
+}
+
 fn main() -> ExitCode {
     // Every TLS client of the process is made with it; the first one to be made may be the exporter of traces.
     rustls::crypto::ring::default_provider().install_default().expect("nothing was installed before main");
@@ -223,6 +308,22 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Dashboard(Dashboard::Print(panel)) => panel.run(Task::Print),
         Command::Dashboard(Dashboard::Put(panel)) => panel.run(Task::Put),
+        Command::Probe => run_probe(),
+        Command::Models(models) => run_models(models),
+        Command::Verify(Verify { version, json, gateway }) => {
+            silence_runtime()?;
+            let (text, good) = app::verify(gateway.sources_for(Purpose::Keys), &version, json)?;
+            print(&text)?;
+            anyhow::ensure!(good, "the version is not fit to serve");
+            Ok(())
+        }
+        Command::Doctor(gateway) => {
+            silence_runtime()?;
+            let (text, good) = app::doctor(&config::load(&gateway.sources())?.config)?;
+            print(&text)?;
+            anyhow::ensure!(good, "something is missing; each line says what to do");
+            Ok(())
+        }
         Command::Keys(keys) => keys.run(Clock::system().now()),
     }
 }
@@ -251,6 +352,15 @@ impl Replay {
         anyhow::ensure!(report.verdict() != Verdict::Different, Different);
         Ok(())
     }
+}
+
+/// The largest request to try a version, in bytes: settings, with names of columns and labels.
+const MAX_PROBE_REQUEST: u64 = 64 << 20;
+
+fn run_probe() -> anyhow::Result<()> {
+    let mut request = String::new();
+    io::stdin().take(MAX_PROBE_REQUEST).read_to_string(&mut request).context("cannot read what to try")?;
+    print(&app::probe(&request))
 }
 
 /// One line for each thing that is wrong, or one line and its causes.
@@ -288,12 +398,34 @@ fn silence_runtime() -> anyhow::Result<()> {
     Err(error).context(format!("cannot start again with {VARIABLE} set; set it to 1 before starting"))
 }
 
+fn run_models(models: Models) -> anyhow::Result<()> {
+    let (desk, command) = match models {
+        Models::List { desk } => (desk, operate::Command::List),
+        Models::History { model, desk } => (desk, operate::Command::History { model }),
+        Models::Promote { model, version, desk } => (desk, operate::Command::Promote { model, version }),
+        Models::Rollback { model, desk } => (desk, operate::Command::RollBack { model }),
+        Models::Pin { model, version, desk } => (desk, operate::Command::Pin { model, version }),
+        Models::Unpin { model, desk } => (desk, operate::Command::Unpin { model }),
+    };
+    let sources = sources(desk.config, Flags::default(), Purpose::Keys);
+    let by = sources.env.iter().find(|(name, _)| name == "USER").map(|(_, user)| user.clone());
+    let admin = match desk.admin {
+        Some(admin) => admin,
+        None => format!("http://{}", config::load(&sources)?.config.server.admin_listen),
+    };
+    print(&app::operate(&operate::Desk { admin, by, reason: desk.reason }, command)?)
+}
+
 impl Gateway {
     fn sources(self) -> Sources {
+        self.sources_for(Purpose::Serve)
+    }
+
+    fn sources_for(self, purpose: Purpose) -> Sources {
         let Addresses { listen, admin_listen } = self.addresses;
         let flags =
             Flags { registry: self.registry, models: self.models, listen, admin_listen, data_dir: self.data_dir };
-        sources(self.config, flags, Purpose::Serve)
+        sources(self.config, flags, purpose)
     }
 }
 

@@ -14,14 +14,24 @@ use http::HeaderValue;
 
 pub mod features;
 pub mod onnx_file;
+pub mod orders;
 pub mod outputs;
+mod protobuf;
+mod recent;
+pub mod rollout;
 pub mod runtime;
+pub mod scan;
 pub mod session;
+pub mod shadow;
 pub mod signature;
+pub mod verdict;
 
 pub use features::{Cell, Features, Inputs, InvalidInput};
 pub use outputs::{Decision, Outputs, Prediction, Value};
+pub use recent::MAX_ROWS as RECENT_MAX_ROWS;
+pub use rollout::{Route, Trial};
 pub use session::{LoadError, Model, PredictError, Spec, Stage};
+pub use verdict::Verdict;
 
 /// The name a model has in URLs, metrics and sample keys: 1 to 64 of `A-Z a-z 0-9 . _ -`, starting with a letter or
 /// digit.
@@ -186,6 +196,14 @@ pub struct Status {
     pub trouble: Option<String>,
     /// Since when the registry has not been heard from.
     pub stale_since: Option<jiff::Timestamp>,
+    /// The version that stays until told otherwise.
+    pub pinned: Option<Version>,
+    /// The version before, loaded and ready to answer again.
+    pub previous: Option<Version>,
+    /// Versions that were rolled back and are not served again by themselves.
+    pub quarantined: Vec<Version>,
+    /// The version that asked to serve last, and what came of it.
+    pub verdict: Option<(Version, Arc<Verdict>)>,
 }
 
 /// One configured model in a [`ModelSet`].
@@ -193,6 +211,8 @@ pub struct Status {
 pub struct Entry {
     /// The version that answers.
     pub serving: Option<Arc<Model>>,
+    /// What is on trial, if anything is.
+    pub trial: Option<Arc<Trial>>,
     /// What the control plane says of it.
     pub status: Status,
 }
@@ -207,6 +227,15 @@ impl ModelSet {
     /// The configured models by name.
     pub fn iter(&self) -> impl Iterator<Item = (&ModelName, &Entry)> {
         self.entries.iter()
+    }
+
+    fn only(&self) -> Result<&Entry, NotServed> {
+        let mut entries = self.entries.values();
+        match (entries.next(), entries.next()) {
+            (Some(entry), None) => Ok(entry),
+            (None, _) => Err(NotServed::Unknown),
+            (Some(_), Some(_)) => Err(NotServed::Ambiguous),
+        }
     }
 
     /// Whether every configured model has a version that answers.
@@ -235,7 +264,7 @@ pub enum NotServed {
 pub struct Models(Arc<ArcSwap<ModelSet>>);
 
 impl Models {
-    /// The model that answers under `name` now. Take it once per request.
+    /// The model that serves under `name` now.
     ///
     /// # Errors
     /// When there is none, and why.
@@ -245,18 +274,19 @@ impl Models {
         entry.serving.clone().ok_or(NotServed::NotReady)
     }
 
-    /// The model that answers when a request names none: the only one configured.
+    /// Who answers a request of `key_id` to the model `name`, or to the only one configured where it names none. Take it
+    /// once per request.
     ///
     /// # Errors
-    /// When there are several, or it is not loaded.
-    pub fn only(&self) -> Result<Arc<Model>, NotServed> {
+    /// When nobody does, and why.
+    pub fn route(&self, name: Option<&str>, key_id: &str) -> Result<Route, NotServed> {
         let set = self.0.load();
-        let mut entries = set.entries.values();
-        match (entries.next(), entries.next()) {
-            (Some(entry), None) => entry.serving.clone().ok_or(NotServed::NotReady),
-            (None, _) => Err(NotServed::Unknown),
-            (Some(_), Some(_)) => Err(NotServed::Ambiguous),
-        }
+        let entry = match name {
+            Some(name) => set.entries.get(name).ok_or(NotServed::Unknown)?,
+            None => set.only()?,
+        };
+        let serving = entry.serving.as_ref().ok_or(NotServed::NotReady)?;
+        Ok(Route::find(serving, entry.trial.as_ref(), key_id))
     }
 
     /// All that is published at this moment.
@@ -271,19 +301,34 @@ impl Models {
 pub struct Publisher(Arc<ArcSwap<ModelSet>>);
 
 impl Publisher {
-    /// Publishes `model` under its name; returns the version it replaced, for its last user to leave.
+    /// Publishes `model` under its name, which ends what was on trial there; returns the version it replaced, for its last
+    /// user to leave.
     pub fn serve(&mut self, model: Arc<Model>) -> Option<Arc<Model>> {
         let mut set = ModelSet::clone(&self.0.load());
         let entry = set.entries.entry(model.id().name.clone()).or_default();
         let replaced = entry.serving.replace(model);
+        entry.trial = None;
         self.0.store(Arc::new(set));
         replaced
+    }
+
+    /// The version that answers under `name`.
+    #[must_use]
+    pub fn serving(&self, name: &ModelName) -> Option<Arc<Model>> {
+        self.0.load().entries.get(name)?.serving.clone()
     }
 
     /// What was last published of `name`.
     #[must_use]
     pub fn status(&self, name: &ModelName) -> Status {
         self.0.load().entries.get(name).map(|entry| entry.status.clone()).unwrap_or_default()
+    }
+
+    /// Puts something on trial beside what serves under `name`, in place of what was, or ends that.
+    pub fn put_on_trial(&mut self, name: &ModelName, trial: Option<Arc<Trial>>) {
+        let mut set = ModelSet::clone(&self.0.load());
+        set.entries.entry(name.clone()).or_default().trial = trial;
+        self.0.store(Arc::new(set));
     }
 
     /// Publishes what is known of `name`.

@@ -170,4 +170,15 @@ impl Registry {
             Self::Directory(directory) => directory.fetch(found, cache).await,
         }
     }
+
+    /// Sets a tag of the version `found`. A directory has none and takes none.
+    ///
+    /// # Errors
+    /// When the registry does not take it.
+    pub async fn tag(&self, found: &Found, key: &str, value: &str) -> Result<(), RegistryError> {
+        match self {
+            Self::Mlflow(client) => client.tag(found, key, value).await,
+            Self::Directory(_) => Ok(()),
+        }
+    }
 }

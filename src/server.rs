@@ -14,8 +14,11 @@ use crate::clock::Clock;
 use crate::drift::Drift;
 use crate::metrics::Metrics;
 use crate::model::Models;
+use crate::model::orders::Orders;
+use crate::model::shadow::Shadow;
 use crate::quota::Quota;
 
+mod admin;
 mod body;
 mod connections;
 pub mod error;
@@ -26,10 +29,12 @@ mod ratelimit;
 mod replay;
 mod routes;
 mod watch;
+mod webhook;
 pub mod wire;
 
 pub use connections::serve;
 pub use routes::{Router, admin_router, data_router};
+pub use webhook::Webhook;
 
 /// Addresses and limits. Each limit is the last value that passes.
 #[derive(Clone, Debug)]
@@ -91,6 +96,12 @@ pub struct State {
     pub quota: Arc<Quota>,
     /// Who answers.
     pub models: Models,
+    /// Where challengers answer too.
+    pub shadow: Shadow,
+    /// Where operators' orders go.
+    pub orders: Orders,
+    /// Who may hint that the registry has news; without it nobody.
+    pub webhook: Option<Arc<Webhook>>,
     /// What is measured.
     pub metrics: Metrics,
     /// Whether rows look like those the models were made of.

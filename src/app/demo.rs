@@ -70,7 +70,7 @@ pub fn demo(sources: Sources, say: impl Fn(&str)) -> anyhow::Result<()> {
 
 /// Returns once a request would be answered.
 async fn model_is_served(running: &Running) {
-    while running.models().only().is_err() {
+    while !running.models().snapshot().is_complete() {
         tokio::time::sleep(LOOK_AGAIN).await;
     }
 }

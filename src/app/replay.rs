@@ -17,11 +17,11 @@ use crate::capture::segment::Row;
 use crate::capture::sink;
 use crate::capture::stored::{Search, Stored};
 use crate::config::{self, Config};
-use crate::manager::{self, ModelConfig};
+use crate::manager;
 use crate::model::features::{Inputs, Raw};
-use crate::model::{Cell, Features, Model, ModelName, Outputs, Prediction, Value};
+use crate::model::{Cell, Features, Model, Outputs, Prediction, Value};
+use crate::registry::Found;
 use crate::registry::cache::Cache;
-use crate::registry::{Found, Select};
 
 /// Numbers that differ by more than this, relative to the larger or to one, are different answers. Models compute with 32
 /// bits, and another processor may round the last of their seven digits another way.
@@ -132,22 +132,13 @@ async fn reopen(config: &Config, stored: &Stored) -> anyhow::Result<(Model, bool
     })?;
     let found = last_good.map_or_else(|| unknown(stored), |(found, _)| found);
     let found = Found { version, ..found };
-    let settings = config.manager.models.iter().find(|model| model.name == *name).cloned();
-    let settings = settings.unwrap_or_else(|| bare(name));
+    // A model that the configuration does not name has no settings of its own.
+    let settings = config.manager.models.iter().find(|model| model.name == *name);
+    let (features, decision) =
+        settings.map(|model| (model.features.clone(), model.decision.clone())).unwrap_or_default();
     let runtime = load_runtime(config.onnxruntime.clone()).await?;
-    let model = manager::reopen(runtime, settings, found, fetched).await;
+    let model = manager::reopen(runtime, name.clone(), features, decision, found, fetched).await;
     Ok((model.with_context(|| format!("version {version} of `{name}` does not load"))?, has_tags))
-}
-
-/// A model that the configuration does not name.
-fn bare(name: &ModelName) -> ModelConfig {
-    ModelConfig {
-        name: name.clone(),
-        registered_model: name.to_string(),
-        select: Select::Latest,
-        features: crate::model::features::Settings::default(),
-        decision: crate::model::Decision::default(),
-    }
 }
 
 /// A version of which only the files are known.

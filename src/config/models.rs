@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::Purpose;
 use super::layer::{Node, Origin, Table, Value};
 use super::reader::Section;
+use super::rollout;
 use super::value::{Parsed, Wrong, finite, list, map, number, text, text_as, texts, word};
 use crate::capture::SamplingRate;
 use crate::manager::ModelConfig;
@@ -72,11 +73,12 @@ fn model(
     let decision = decision(&mut s);
     let features = features(s.section("features"));
     let rate = s.optional_section("capture").and_then(rate);
+    let rollout = rollout::read(s.section("rollout"));
     s.finish();
     let name = name?;
     rates.extend(rate.map(|rate| (name.clone(), rate)));
     let registered_model = registered_model.unwrap_or_else(|| name.to_string());
-    Some(ModelConfig { name, registered_model, select, features, decision })
+    Some(ModelConfig { name, registered_model, select, features, decision, rollout })
 }
 
 /// MLflow's rule, and what keeps a name from being a path in a directory registry.

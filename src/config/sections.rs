@@ -23,8 +23,9 @@ use crate::auth::{Access, PlanName};
 use crate::capture::protect::Policy;
 use crate::capture::{Format, SamplingRate};
 use crate::manager::ModelConfig;
+use crate::manager::admission::{self, SignatureChange};
 use crate::metrics::cloudwatch::Mode;
-use crate::model::ModelName;
+use crate::model::{ModelName, RECENT_MAX_ROWS};
 use crate::quota::{Enforcement, Limit, Period, Plan, Throttle, Unit};
 use crate::registry::Credentials;
 use crate::server::ErrorStyle;
@@ -98,14 +99,23 @@ enum Location {
     Directory(PathBuf),
 }
 
-/// Where versions come from, and how often to look.
-pub(super) fn registry(mut s: Section<'_>) -> (registry::Config, Duration) {
+/// Where versions come from, how often to look, and what else passes between the registry and us.
+pub(super) struct Registry {
+    pub(super) config: registry::Config,
+    pub(super) poll_interval: Duration,
+    pub(super) write_back: bool,
+    pub(super) webhook_secret: Option<SecretString>,
+}
+
+pub(super) fn registry(mut s: Section<'_>) -> Registry {
     let location = s.defaulted("uri", text_as("\"http://…\", \"https://…\" or \"file:directory\"", location));
     let poll_interval = s.defaulted("poll_interval", duration(SECOND * 5..=HOUR * 24));
     let timeout = s.defaulted("timeout", duration(SECOND..=HOUR));
     let max_bytes = s.defaulted("max_bytes", size(ByteSize::kib(1)..=ByteSize::tib(1)));
     let given = credentials(&mut s);
     let workspace = s.optional("workspace", text);
+    let write_back = s.switch("write_back");
+    let webhook_secret = secret(&mut s, "webhook_secret", "webhook_secret_file");
     s.finish();
     let config = match location {
         Location::Directory(root) => registry::Config::Directory(root),
@@ -115,7 +125,7 @@ pub(super) fn registry(mut s: Section<'_>) -> (registry::Config, Duration) {
             registry::Config::Mlflow(registry::Mlflow { uri, credentials, timeout, workspace, max_bytes })
         }
     };
-    (config, poll_interval)
+    Registry { config, poll_interval, write_back, webhook_secret }
 }
 
 fn location(text: &str) -> Option<Location> {
@@ -194,6 +204,33 @@ fn take_credentials(uri: &mut Url) -> Credentials {
         Some(password) => Credentials::Basic { username, password: password.into() },
         None => Credentials::None,
     }
+}
+
+/// Variables that say where shared libraries lie: all that a process which tries a model is given of the environment.
+const LIBRARY_VARIABLES: [&str; 2] = ["LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"];
+
+pub(super) fn admission(mut s: Section<'_>, env: &[(String, String)]) -> admission::Config {
+    let environment = LIBRARY_VARIABLES
+        .into_iter()
+        .filter_map(|name| Some((name.to_owned(), variable(env, name)?.to_owned())))
+        .collect();
+    let changes = [("refuse", SignatureChange::Refuse), ("allow", SignatureChange::Allow)];
+    let config = admission::Config {
+        probe: s.switch("probe"),
+        // Where the system does not say, no version can be tried, and each says so.
+        program: std::env::current_exe().unwrap_or_default(),
+        environment,
+        max_load_memory: s.defaulted("max_load_memory", size(ByteSize::mib(256)..=ByteSize::tib(1))),
+        max_load_cpu: s.defaulted("max_load_cpu", duration(SECOND..=HOUR)),
+        max_load_wall: s.defaulted("max_load_wall", duration(SECOND..=HOUR)),
+        replay_rows: s.defaulted("replay_rows", whole(0..=RECENT_MAX_ROWS as u64)),
+        max_disagreement: s.defaulted("max_disagreement", number(0.0..=1.0)),
+        max_latency_ratio: s.defaulted("max_latency_ratio", number(1.0..=1e6)),
+        max_shift: s.defaulted("max_shift", number(0.0..=1.0)),
+        signature_change: s.defaulted("signature_change", word(&changes, &[])),
+    };
+    s.finish();
+    config
 }
 
 /// Every plan, as the modules that need it see it.

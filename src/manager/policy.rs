@@ -22,6 +22,12 @@ pub struct View<'a> {
     pub refused: Option<&'a Found>,
     /// The last version that could not be brought here.
     pub failed: Option<&'a Failed>,
+    /// The version on trial beside the one that is served.
+    pub challenger: Option<&'a Found>,
+    /// Whether the wanted version was rolled back, or set aside by an operator.
+    pub barred: bool,
+    /// The registry changes nothing before this: a version stays for a while once it serves.
+    pub settled_until: Option<Timestamp>,
 }
 
 /// A version that could not be brought here, and when to try again.
@@ -42,6 +48,8 @@ pub enum Action<'a> {
     Keep,
     /// Bring this version here, load it, and serve it if it proves fit.
     Load(&'a Found),
+    /// Put the challenger off trial: the registry no longer wants it.
+    Withdraw,
 }
 
 /// The version tags that change how outputs become predictions; a change of one is a change of the version.
@@ -57,10 +65,17 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 #[must_use]
 pub fn next_action<'a>(view: &View<'a>) -> Action<'a> {
     let Some(wanted) = view.wanted else { return Action::Keep };
-    let served = view.serving.is_some_and(|serving| is_same(serving, wanted));
-    let refused = view.refused.is_some_and(|refused| is_same(refused, wanted));
-    let resting = view.failed.is_some_and(|failed| is_same(&failed.found, wanted) && view.now < failed.retry_at);
-    if served || refused || resting { Action::Keep } else { Action::Load(wanted) }
+    let is_wanted = |found: &Found| is_same(found, wanted);
+    let resting = view.failed.is_some_and(|failed| is_wanted(&failed.found) && view.now < failed.retry_at);
+    let settling = view.settled_until.is_some_and(|until| view.now < until);
+    let here = [view.serving, view.challenger, view.refused].into_iter().flatten().any(is_wanted);
+    if !(here || resting || settling || view.barred) {
+        Action::Load(wanted)
+    } else if view.challenger.is_some_and(|challenger| !is_wanted(challenger)) {
+        Action::Withdraw
+    } else {
+        Action::Keep
+    }
 }
 
 /// Whether two answers of a registry mean the same version, served the same way.
@@ -118,7 +133,16 @@ mod tests {
     }
 
     fn idle() -> View<'static> {
-        View { now: second(100), wanted: None, serving: None, refused: None, failed: None }
+        View {
+            now: second(100),
+            wanted: None,
+            serving: None,
+            refused: None,
+            failed: None,
+            challenger: None,
+            barred: false,
+            settled_until: None,
+        }
     }
 
     #[test]
@@ -141,6 +165,33 @@ mod tests {
         assert_eq!(next_action(&view), Action::Keep);
         let made_anew = Found { created: 2, ..found(2) };
         assert_eq!(next_action(&View { wanted: Some(&made_anew), ..view }), Action::Load(&made_anew));
+    }
+
+    #[test]
+    fn a_barred_version_stays_out() {
+        let (one, two) = (found(1), found(2));
+        let view = View { wanted: Some(&two), serving: Some(&one), barred: true, ..idle() };
+        assert_eq!(next_action(&view), Action::Keep);
+        assert_eq!(next_action(&View { barred: false, ..view }), Action::Load(&two));
+    }
+
+    #[test]
+    fn a_version_stays_for_a_while_once_it_serves() {
+        let (one, two) = (found(1), found(2));
+        let view = View { wanted: Some(&one), serving: Some(&two), settled_until: Some(second(130)), ..idle() };
+        assert_eq!(next_action(&view), Action::Keep);
+        assert_eq!(next_action(&View { now: second(130), ..view }), Action::Load(&one));
+    }
+
+    #[test]
+    fn a_challenger_stays_on_trial_while_it_is_wanted() {
+        let (one, two, three) = (found(1), found(2), found(3));
+        let view = View { serving: Some(&one), challenger: Some(&two), ..idle() };
+        assert_eq!(next_action(&view), Action::Keep, "silence");
+        assert_eq!(next_action(&View { wanted: Some(&two), ..view }), Action::Keep);
+        assert_eq!(next_action(&View { wanted: Some(&one), ..view }), Action::Withdraw);
+        assert_eq!(next_action(&View { wanted: Some(&three), ..view }), Action::Load(&three));
+        assert_eq!(next_action(&View { wanted: Some(&three), barred: true, ..view }), Action::Withdraw);
     }
 
     #[test]
@@ -178,18 +229,31 @@ mod tests {
         assert!(!is_same(&plain, &other));
     }
 
+    fn act(before: View<'_>, fit: bool) -> View<'_> {
+        match next_action(&before) {
+            Action::Keep => before,
+            Action::Withdraw => View { challenger: None, ..before },
+            Action::Load(version) if fit => View { serving: Some(version), challenger: None, ..before },
+            Action::Load(version) => View { refused: Some(version), ..before },
+        }
+    }
+
     proptest! {
         /// Doing what the policy says leaves it with nothing more to say.
         #[test]
         fn acting_settles(wanted in proptest::option::of(1u64..4), serving in proptest::option::of(1u64..4),
-                          refused in proptest::option::of(1u64..4), fit: bool) {
+                          refused in proptest::option::of(1u64..4), challenger in proptest::option::of(1u64..4), fit: bool) {
             let (wanted, serving, refused) = (wanted.map(found), serving.map(found), refused.map(found));
-            let before = View { wanted: wanted.as_ref(), serving: serving.as_ref(), refused: refused.as_ref(), ..idle() };
-            let after = match next_action(&before) {
-                Action::Keep => before,
-                Action::Load(version) if fit => View { serving: Some(version), ..before },
-                Action::Load(version) => View { refused: Some(version), ..before },
+            let challenger = challenger.map(found);
+            let before = View {
+                wanted: wanted.as_ref(),
+                serving: serving.as_ref(),
+                refused: refused.as_ref(),
+                challenger: challenger.as_ref(),
+                ..idle()
             };
+            // Twice: a challenger goes after the version that is wanted instead was found unfit.
+            let after = act(act(before, fit), fit);
             prop_assert_eq!(next_action(&after), Action::Keep);
             prop_assert!(before.serving.is_none() || after.serving.is_some());
         }

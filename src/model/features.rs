@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
+use serde::{Deserialize, Serialize};
 
 use super::signature::{FEATURES_MAX, Kind, Signature};
 
@@ -63,7 +64,7 @@ pub enum Target {
 }
 
 /// How a model's callers write its features; from the configuration.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// Accept `"40"` for a number.
     pub coerce: bool,
@@ -81,7 +82,7 @@ pub struct Settings {
 }
 
 /// A default as the configuration can write it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum DefaultValue {
     /// `true` or `false`.
     Boolean(bool),
@@ -94,7 +95,7 @@ pub enum DefaultValue {
 }
 
 /// What to do with an unseen category.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unseen {
     /// Fill no column, and count it.
     #[default]

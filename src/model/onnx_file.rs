@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::protobuf::{Fields, Wire, varint};
+
 /// The walk stops here; a model of 200,000 nodes with ten fields each stays below.
 const MAX_FIELDS: usize = 4_000_000;
 
@@ -275,7 +277,7 @@ impl List {
                     self.push_integer(varint(&mut packed)?);
                 }
             }
-            Wire::Bytes(_) | Wire::Fixed => (),
+            Wire::Bytes(_) | Wire::Four(_) | Wire::Eight(_) => (),
         }
         Some(())
     }
@@ -306,78 +308,9 @@ impl List {
     }
 }
 
-/// One field's value as it stands in the bytes.
-#[derive(Clone, Copy)]
-enum Wire<'a> {
-    Number(u64),
-    Bytes(&'a [u8]),
-    /// Four or eight bytes that nobody here asks for.
-    Fixed,
-}
-
-/// The fields of one message, in order; `None` where the bytes are no message, and nothing after it.
-struct Fields<'a> {
-    rest: &'a [u8],
-}
-
-impl<'a> Fields<'a> {
-    fn of(bytes: &'a [u8]) -> Self {
-        Self { rest: bytes }
-    }
-
-    fn read(&mut self) -> Option<(u64, Wire<'a>)> {
-        let tag = varint(&mut self.rest)?;
-        let value = match tag & 7 {
-            0 => Wire::Number(varint(&mut self.rest)?),
-            1 => self.take(8).map(|_| Wire::Fixed)?,
-            2 => {
-                let length = usize::try_from(varint(&mut self.rest)?).ok()?;
-                Wire::Bytes(self.take(length)?)
-            }
-            5 => self.take(4).map(|_| Wire::Fixed)?,
-            _ => return None,
-        };
-        Some((tag >> 3, value))
-    }
-
-    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.rest.split_at_checked(length)?;
-        self.rest = rest;
-        Some(taken)
-    }
-}
-
-impl<'a> Iterator for Fields<'a> {
-    type Item = Option<(u64, Wire<'a>)>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.rest.is_empty() {
-            return None;
-        }
-        let field = self.read();
-        if field.is_none() {
-            self.rest = &[];
-        }
-        Some(field)
-    }
-}
-
 fn spend<'a>(budget: &mut usize, field: (u64, Wire<'a>)) -> Option<(u64, Wire<'a>)> {
     *budget = budget.checked_sub(1)?;
     Some(field)
-}
-
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut number = 0_u64;
-    for shift in (0..64).step_by(7) {
-        let (&byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        number |= u64::from(byte & 0x7f) << shift;
-        if byte < 0x80 {
-            return Some(number);
-        }
-    }
-    None
 }
 
 #[cfg(test)]

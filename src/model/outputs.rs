@@ -4,11 +4,13 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::onnx_file::Classes;
 use super::session::PredictError;
 
 /// How raw outputs become a prediction: from the configuration, else from the version's tags.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Decision {
     /// Class as the model writes it → label as people read it (`"0"` → `"Poor"`).
     pub labels: BTreeMap<String, String>,
@@ -17,7 +19,7 @@ pub struct Decision {
 }
 
 /// What the score decides.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub enum Rule {
     /// Nothing: the model's own class stands.
     #[default]
@@ -177,6 +179,16 @@ pub enum Value {
     Text(Arc<str>),
     /// A regression's value. Finite.
     Number(f64),
+}
+
+impl std::fmt::Display for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Integer(class) => class.fmt(f),
+            Self::Text(class) => class.fmt(f),
+            Self::Number(number) => number.fmt(f),
+        }
+    }
 }
 
 /// The answer for one row.

@@ -29,6 +29,7 @@ pub const TELEMETRY_OFF: (&str, &str) = ("ORT_DISABLE_TELEMETRY", "1");
 pub struct Runtime {
     environment: Environment,
     version: Arc<str>,
+    library: Arc<Path>,
 }
 
 /// Why there is no usable library. Each says what to do.
@@ -138,13 +139,19 @@ impl Runtime {
         let version = version.ok_or_else(|| unloadable("it does not say its version"))?;
         judge(&version, telemetry_is_off())?;
         let environment = builder.with_name("modelgate").with_telemetry(false).build().map_err(unloadable)?;
-        Ok(Self { environment, version: version.into() })
+        Ok(Self { environment, version: version.into(), library: library.into() })
     }
 
     /// The library's version, as it says itself.
     #[must_use]
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// Where the library was found.
+    #[must_use]
+    pub fn library(&self) -> &Path {
+        &self.library
     }
 
     /// A session over a model's bytes, which runs on the thread that calls it.

@@ -16,6 +16,7 @@ use super::Identity;
 use super::features::{self, Features, FeaturesError, Inputs, InvalidInput, Raw, Target};
 use super::onnx_file::{NotOnnx, OnnxFile};
 use super::outputs::{Decider, Decision, DecisionError, Outputs};
+use super::recent::Recent;
 use super::runtime::Runtime;
 use super::signature::{Kind, Signature, Tensor};
 
@@ -59,6 +60,7 @@ pub struct Model {
     slots: Arc<Slots>,
     /// What a row costs in a run, in nanoseconds, as the warm-up measured it.
     row_nanos: AtomicU64,
+    recent: Recent,
 }
 
 /// Why a version cannot be loaded. Each says what to do.
@@ -270,6 +272,7 @@ impl Model {
             engine: Arc::new(Engine { feed, reader, decider }),
             slots: Slots::new(slots),
             row_nanos: AtomicU64::new(u64::MAX),
+            recent: Recent::default(),
         })
     }
 
@@ -291,6 +294,16 @@ impl Model {
     /// # Errors
     /// When the model fails, answers something that is no answer, or there is no session or no time for it.
     pub async fn predict(&self, inputs: &Inputs, deadline: Instant) -> Result<Outputs, PredictError> {
+        let outputs = self.replay(inputs, deadline).await?;
+        self.recent.offer(inputs);
+        Ok(outputs)
+    }
+
+    /// As [`predict`](Self::predict), for rows that nobody waits for: they are not remembered.
+    ///
+    /// # Errors
+    /// As [`predict`](Self::predict).
+    pub async fn replay(&self, inputs: &Inputs, deadline: Instant) -> Result<Outputs, PredictError> {
         if inputs.rows() == 0 {
             return Ok(self.engine.decider.nothing());
         }
@@ -299,6 +312,17 @@ impl Model {
             return self.engine.run(&mut lease, inputs, None);
         }
         self.run_aside(lease, inputs.clone(), deadline).await
+    }
+
+    /// Some of the requests answered lately, the oldest first: at most [`RECENT_MAX_ROWS`](super::RECENT_MAX_ROWS) rows.
+    #[must_use]
+    pub fn recent(&self) -> Vec<Inputs> {
+        self.recent.requests()
+    }
+
+    /// Takes over what its predecessor answered lately, so that the next version finds rows to be tried on.
+    pub fn remember(&self, requests: impl IntoIterator<Item = Inputs>) {
+        self.recent.keep(requests);
     }
 
     /// How long a run of so many rows is expected to take; very long before the warm-up has measured it.

@@ -4,6 +4,7 @@
 //! <root>/sha256/<digest>/files/…          a version's files
 //! <root>/sha256/<digest>/manifest.json    their names, sizes and SHA-256
 //! <root>/last-good/<model>.json           what to open when the registry does not answer
+//! <root>/pins/<registered model>.json      the digest each version had when it was seen first
 //! <root>/incoming/…                       what is being fetched
 //! ```
 //!
@@ -25,8 +26,10 @@ use super::path::RelativePath;
 use super::{Fetched, Found};
 use crate::model::{Digest, ModelName, Version};
 
+mod pins;
 pub(super) mod staging;
 
+pub use pins::Pin;
 use staging::Staging;
 
 /// How many versions that nothing refers to are kept, the newest, so that a rollback finds them on disk.
@@ -51,7 +54,7 @@ impl Cache {
         if cache.incoming().exists() {
             fs::remove_dir_all(cache.incoming())?;
         }
-        for folder in [cache.versions(), cache.last_good_notes(), cache.incoming()] {
+        for folder in [cache.versions(), cache.last_good_notes(), cache.pins(), cache.incoming()] {
             fs::create_dir_all(folder)?;
         }
         Ok(cache)
@@ -137,6 +140,10 @@ impl Cache {
 
     fn incoming(&self) -> PathBuf {
         self.root.join("incoming")
+    }
+
+    fn pins(&self) -> PathBuf {
+        self.root.join("pins")
     }
 
     fn last_good_notes(&self) -> PathBuf {

@@ -29,6 +29,9 @@ use location::Location;
 /// Version numbers beyond this are not exact in every JSON reader; no registry has them.
 const MAX_VERSION: u64 = 1 << 53;
 
+/// MLflow 2 stores 5000 characters of a version's tag, and refuses more.
+const MAX_TAG_CHARS: usize = 5000;
+
 /// The path all calls of the API are under.
 const API: &str = "api/2.0/mlflow";
 
@@ -69,6 +72,18 @@ impl Client {
 
     pub(super) async fn fetch(&self, found: &Found, cache: &Cache) -> Result<Fetched, RegistryError> {
         artifacts::fetch(self, found, cache).await
+    }
+
+    /// Sets a tag of a version, cut to what every release stores.
+    pub(super) async fn tag(&self, found: &Found, key: &str, value: &str) -> Result<(), RegistryError> {
+        let what = "model-versions/set-tag";
+        let value: String = value.chars().take(MAX_TAG_CHARS).collect();
+        let body = serde_json::json!({
+            "name": found.registered_model, "version": found.version.to_string(), "key": key, "value": value,
+        });
+        let request = self.http.post(self.url(&format!("{API}/{what}"), &[])).json(&body);
+        let answer = self.answer_to(self.with_identity(request)).await?;
+        answer.json::<serde::de::IgnoredAny>(self.asked(what)).map(drop)
     }
 
     async fn aliased(&self, registered_model: &str, alias: &str) -> Result<wire::ModelVersion, RegistryError> {
@@ -184,7 +199,11 @@ impl Client {
 
     /// The whole answer to a question, within the time for one.
     async fn ask(&self, url: Url) -> Result<Answer, RegistryError> {
-        let answer = async { Answer::read(self.get(url).send().await.map_err(answer::unreachable)?).await };
+        self.answer_to(self.get(url)).await
+    }
+
+    async fn answer_to(&self, request: RequestBuilder) -> Result<Answer, RegistryError> {
+        let answer = async { Answer::read(request.send().await.map_err(answer::unreachable)?).await };
         timeout(self.config.timeout, answer).await.unwrap_or_else(|_| Err(self.too_slow()))
     }
 
@@ -197,7 +216,10 @@ impl Client {
     }
 
     fn get(&self, url: Url) -> RequestBuilder {
-        let request = self.http.get(url);
+        self.with_identity(self.http.get(url))
+    }
+
+    fn with_identity(&self, request: RequestBuilder) -> RequestBuilder {
         let request = match &self.config.credentials {
             Credentials::None => request,
             Credentials::Basic { username, password } => request.basic_auth(username, Some(password.expose_secret())),

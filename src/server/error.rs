@@ -21,6 +21,7 @@ use super::wire::WireError;
 use super::{ErrorStyle, ratelimit};
 use crate::auth::AuthError;
 use crate::model::features::FieldError;
+use crate::model::orders::Refused;
 use crate::model::session::Stage;
 use crate::model::{InvalidInput, NotServed, PredictError};
 use crate::quota::{Refusal, Standing};
@@ -44,6 +45,8 @@ pub enum Code {
     MethodNotAllowed,
     /// The body came too slowly.
     RequestTimeout,
+    /// An operator's order that cannot be followed as things are.
+    Conflict,
     /// Too many bytes, rows or cells.
     PayloadTooLarge,
     /// Not JSON by its own account, or compressed.
@@ -88,7 +91,7 @@ struct Entry {
 
 impl Code {
     /// Every code, in the order of the catalogue.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::MalformedJson,
         Self::MalformedRequest,
         Self::Unauthenticated,
@@ -96,6 +99,7 @@ impl Code {
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::RequestTimeout,
+        Self::Conflict,
         Self::PayloadTooLarge,
         Self::UnsupportedMediaType,
         Self::InvalidInput,
@@ -123,6 +127,7 @@ impl Code {
             Self::NotFound => ("not_found", 404, "There is nothing here", false),
             Self::MethodNotAllowed => ("method_not_allowed", 405, "The route has other methods", false),
             Self::RequestTimeout => ("request_timeout", 408, "The request came too slowly", true),
+            Self::Conflict => ("conflict", 409, "The order cannot be followed as things are", false),
             Self::PayloadTooLarge => ("payload_too_large", 413, "The request is too large", false),
             Self::UnsupportedMediaType => ("unsupported_media_type", 415, "The body's type is not supported", false),
             Self::InvalidInput => ("invalid_input", 422, "The input does not fit the model", false),
@@ -226,6 +231,7 @@ impl Code {
             | Self::RequestTimeout
             | Self::UnsupportedMediaType
             | Self::InvalidInput
+            | Self::Conflict
             | Self::IdempotencyInProgress
             | Self::IdempotencyMismatch
             | Self::HeadersTooLarge
@@ -344,6 +350,22 @@ impl ApiError {
 
     pub(super) fn unsupported_media_type(detail: &'static str) -> Self {
         Self::new(Code::UnsupportedMediaType, detail).about(About::Accept)
+    }
+
+    /// A hint that is not the registry's.
+    pub(super) fn not_signed() -> Self {
+        Self::new(Code::Unauthenticated, "the hint is not signed with our secret, or is not of these five minutes")
+    }
+
+    /// An operator's order that is not followed.
+    pub(super) fn order_refused(refused: &Refused) -> Self {
+        let code = match refused {
+            Refused::Unknown => Code::NotFound,
+            Refused::NothingBefore | Refused::NotPinned | Refused::NotServed(_) => Code::Conflict,
+            Refused::Busy => return Self::new(Code::Overloaded, refused.to_string()).about(About::RetrySoon),
+            Refused::Unreadable => return Self::internal(refused.clone()),
+        };
+        Self::new(code, refused.to_string())
     }
 
     pub(super) fn headers_too_large(detail: String) -> Self {

@@ -17,7 +17,7 @@ use crate::auth::Caller;
 use crate::capture::Record;
 use crate::metrics::PlanLimit;
 use crate::model::session::Stage;
-use crate::model::{Inputs, Model, Outputs, PredictError};
+use crate::model::{Inputs, Model, Outputs, PredictError, Route};
 use crate::quota::{self, Enforcement, Exceeded, Limit, Period, Refusal, Standing, Throttle, Unit, Usage};
 
 /// `POST /predict` and `POST /models/{name}/predict`. What can be refused without the body is.
@@ -36,17 +36,18 @@ where
     head::check_media_type(&head.headers)?;
     let time = head::time_allowed(&head.headers, room.config.deadline)?;
     let _in_flight = room.state.traffic.enter(room.config.max_in_flight).ok_or_else(ApiError::overloaded)?;
-    let model = find(room, name, &caller, journal)?;
+    let route = find(room, name, &caller, journal)?;
     let body = body::read(body, room.config.max_body, room.config.body_timeout).await?;
     let deadline = Instant::now() + time;
+    let model = route.model();
     let ticket = match room.replays.begin(&head.headers, &caller.account, model.id().name.as_str(), &body)? {
         Begin::Again(answer) => return Ok(again(answer, room, &caller, journal)),
         Begin::First(ticket) => Some(ticket),
         Begin::Nameless => None,
     };
-    let answer = infer(room, &caller, &model, &body, deadline, journal).await?;
+    let answer = infer(room, &caller, &route, &body, deadline, journal).await?;
     if let Some(ticket) = ticket {
-        ticket.keep(&with_model(answer.clone(), &model));
+        ticket.keep(&with_model(answer.clone(), model));
     }
     Ok(answer)
 }
@@ -94,12 +95,13 @@ fn overlooked(room: &Room, caller: &Caller, exceeded: impl IntoIterator<Item = E
 async fn infer(
     room: &Room,
     caller: &Caller,
-    model: &Arc<Model>,
+    route: &Route,
     body: &[u8],
     deadline: Instant,
     journal: &mut Journal,
 ) -> Result<Answer, ApiError> {
     let Room { state, config, .. } = room;
+    let model = route.model();
     let limits = wire::Limits { depth: config.max_depth, rows: config.max_rows, ..wire::Limits::default() };
 
     let (shape, inputs) = match read(model, body, &limits) {
@@ -118,7 +120,7 @@ async fn infer(
     overlooked(room, caller, charge.exceeded());
     journal.rate_limit = Some(ratelimit::Headers::of(charge.standing()));
 
-    let outputs = model.predict(&inputs, deadline).await;
+    let outputs = route.predict(&inputs, deadline).await;
     // A run that was cut short is paid for: given back, a short deadline would be a way to have the model work for free.
     if matches!(outputs, Ok(_) | Err(PredictError::DeadlineExceeded { stage: Stage::Run })) {
         charge.commit();
@@ -129,6 +131,7 @@ async fn infer(
     let answer = wire::write(shape, journal.id.as_str(), model.id(), &outputs);
     state.metrics.observe(model, &inputs, &outputs, journal.started.elapsed());
     state.drift.observe(model, &inputs, &outputs, &caller.key_id);
+    state.shadow.offer(route, &caller.key_id, &inputs, &outputs);
     state.capture.offer(&model.id().name, inputs.rows(), || record(room, caller, model, &inputs, &outputs, journal));
     Ok(body_of("application/json", answer.into()))
 }
@@ -160,13 +163,12 @@ fn authenticate(room: &Room, head: &Parts, journal: &mut Journal) -> Result<Arc<
 }
 
 /// The one look at what is published. Whoever holds the answer stays with that version to the end.
-fn find(room: &Room, name: Option<&str>, caller: &Caller, journal: &mut Journal) -> Result<Arc<Model>, ApiError> {
-    let models = &room.state.models;
-    let found = name.map_or_else(|| models.only(), |name| models.get(name));
-    let model = found.map_err(|error| ApiError::not_served(&error, room.state.poll_interval))?;
-    caller.may_use(model.id().name.as_str())?;
-    journal.model = Some(Arc::clone(&model));
-    Ok(model)
+fn find(room: &Room, name: Option<&str>, caller: &Caller, journal: &mut Journal) -> Result<Route, ApiError> {
+    let found = room.state.models.route(name, &caller.key_id);
+    let route = found.map_err(|error| ApiError::not_served(&error, room.state.poll_interval))?;
+    caller.may_use(route.model().id().name.as_str())?;
+    journal.model = Some(Arc::clone(route.model()));
+    Ok(route)
 }
 
 fn record(

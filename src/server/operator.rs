@@ -12,7 +12,8 @@ use super::{State, Traffic};
 use crate::capture;
 use crate::drift::report::Report;
 use crate::metrics::{Family, prometheus};
-use crate::model::{Entry, ModelName, ModelSet, NotServed};
+use crate::model::rollout::{Counts, Rule};
+use crate::model::{Entry, ModelName, ModelSet, NotServed, Trial};
 use crate::quota::Use;
 
 /// `GET /readyz`: whether to send us requests, and what they would be answered with.
@@ -33,7 +34,7 @@ pub(super) fn models(state: &State) -> Answer {
     json_answer(&json!({
         "onnxruntime": &*state.runtime_version,
         "draining": state.readiness.is_draining(),
-        "models": models_report(&state.models.snapshot()),
+        "models": state.models.snapshot().iter().map(|(name, entry)| detailed_report(name, entry)).collect::<Value>(),
     }))
 }
 
@@ -88,7 +89,16 @@ fn models_report(set: &ModelSet) -> Value {
     set.iter().map(|(name, entry)| model_report(name, entry)).collect()
 }
 
-fn model_report(name: &ModelName, Entry { serving, status }: &Entry) -> Value {
+/// With what came of the version that asked to serve last; for operators only, because reasons may name files.
+fn detailed_report(name: &ModelName, entry: &Entry) -> Value {
+    let mut report = model_report(name, entry);
+    if let Some((version, verdict)) = &entry.status.verdict {
+        report["verdict"] = json!({ "version": version.to_string(), "rungs": verdict.rungs });
+    }
+    report
+}
+
+fn model_report(name: &ModelName, Entry { serving, trial, status }: &Entry) -> Value {
     let id = serving.as_ref().map(|model| model.id());
     json!({
         "name": name.as_str(),
@@ -99,6 +109,37 @@ fn model_report(name: &ModelName, Entry { serving, status }: &Entry) -> Value {
         "aspired": status.aspired.map(|version| version.to_string()),
         "trouble": status.trouble,
         "stale_since": status.stale_since.map(|since| since.to_string()),
+        "pinned": status.pinned.map(|version| version.to_string()),
+        "previous": status.previous.map(|version| version.to_string()),
+        "quarantined": status.quarantined.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "trial": trial.as_deref().map(trial_report),
+    })
+}
+
+fn trial_report(trial: &Trial) -> Value {
+    let (strategy, challenger, share) = match trial.rule() {
+        Rule::Watch => ("watch", None, None),
+        Rule::Canary { challenger, share } => ("canary", Some(challenger), Some(share)),
+        Rule::Shadow { challenger, share, .. } => ("shadow", Some(challenger), Some(share)),
+    };
+    json!({
+        "strategy": strategy,
+        "version": challenger.map(|model| model.id().version.to_string()),
+        "share": share.map(|share| share.get()),
+        "serving": counts_report(&trial.serving.counts()),
+        "challenger": challenger.map(|_| counts_report(&trial.challenger.counts())),
+    })
+}
+
+fn counts_report(counts: &Counts) -> Value {
+    json!({
+        "requests": counts.requests(),
+        "failed": counts.failed,
+        "not_finite": counts.not_finite,
+        "mean_ms": counts.mean().as_secs_f64() * 1000.0,
+        "compared_rows": counts.compared,
+        "disagreed_rows": counts.disagreed,
+        "shed": counts.shed,
     })
 }
 

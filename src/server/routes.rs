@@ -20,11 +20,12 @@ use serde_json::json;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
+use super::admin::{self, Verb};
 use super::body::BoxError;
 use super::error::ApiError;
 use super::head::{self, Entropy, REQUEST_ID, RequestId};
 use super::replay::Replays;
-use super::{Config, ErrorStyle, State, Traffic, infer, operator, ratelimit};
+use super::{Config, ErrorStyle, State, Traffic, infer, operator, ratelimit, webhook};
 use crate::auth::Caller;
 use crate::model::Model;
 
@@ -116,6 +117,15 @@ enum Route<'path> {
     /// One model's drift.
     Drift(&'path str),
     Use,
+    /// What an operator orders of one model.
+    Order(Verb, &'path str),
+    Webhook,
+}
+
+/// The model of `/admin/models/{name}/drift`.
+fn drift_of(path: &str) -> Option<&str> {
+    let name = path.strip_prefix("/admin/models/")?.strip_suffix("/drift")?;
+    (!name.is_empty() && !name.contains('/')).then_some(name)
 }
 
 impl<'path> Route<'path> {
@@ -132,9 +142,9 @@ impl<'path> Route<'path> {
             (Face::Operators, "/metrics") => Some(Self::Metrics),
             (Face::Operators, "/admin/models") => Some(Self::Models),
             (Face::Operators, "/admin/usage") => Some(Self::Use),
+            (Face::Operators, "/admin/registry-webhook") => Some(Self::Webhook),
             (Face::Operators, path) => {
-                let name = path.strip_prefix("/admin/models/")?.strip_suffix("/drift")?;
-                (!name.is_empty() && !name.contains('/')).then_some(Self::Drift(name))
+                drift_of(path).map(Self::Drift).or_else(|| Verb::find(path).map(|(verb, name)| Self::Order(verb, name)))
             }
         }
     }
@@ -151,13 +161,22 @@ impl<'path> Route<'path> {
             Self::Models => "/admin/models",
             Self::Drift(_) => "/admin/models/{name}/drift",
             Self::Use => "/admin/usage",
+            Self::Order(verb, _) => verb.pattern(),
+            Self::Webhook => "/admin/registry-webhook",
         }
     }
 
     fn check_method(self, method: &Method) -> Result<(), ApiError> {
         match self {
-            Self::Predict(_) if method == Method::POST => Ok(()),
-            Self::Predict(_) => Err(ApiError::method_not_allowed("POST")),
+            Self::Predict(_)
+            | Self::Order(Verb::Promote | Verb::RollBack | Verb::Pin | Verb::Unpin, _)
+            | Self::Webhook => {
+                if method == Method::POST {
+                    Ok(())
+                } else {
+                    Err(ApiError::method_not_allowed("POST"))
+                }
+            }
             _ if method == Method::GET || method == Method::HEAD => Ok(()),
             _ => Err(ApiError::method_not_allowed("GET, HEAD")),
         }
@@ -182,6 +201,8 @@ impl Room {
             Route::Models => Ok(operator::models(&self.state)),
             Route::Drift(name) => operator::drift(&self.state, name, head.uri.query()),
             Route::Use => Ok(operator::usage(&self.state)),
+            Route::Order(verb, name) => admin::order(self, verb, name, head, body).await,
+            Route::Webhook => webhook::hint(self, head, body).await,
         }
     }
 
@@ -368,5 +389,10 @@ mod tests {
         check(Face::Operators, "/admin/models/a/b/drift", None);
         check(Face::Callers, "/admin/models/m/drift", None);
         check(Face::Operators, "/livez", Some(Route::Live));
+        check(Face::Operators, "/admin/models/sum/pin", Some(Route::Order(Verb::Pin, "sum")));
+        check(Face::Operators, "/admin/models//pin", None);
+        check(Face::Operators, "/admin/models/sum/delete", None);
+        check(Face::Callers, "/admin/models/sum/pin", None);
+        check(Face::Callers, "/admin/registry-webhook", None);
     }
 }

@@ -616,6 +616,7 @@ bucket = { Income = 1000, Age = 2.5 }
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "it shows every key")]
 fn the_effective_configuration_shows_every_value_and_its_origin_and_no_secret() {
     let expected = r#"
 data_dir = "state" # gate.toml:1
@@ -644,12 +645,24 @@ grace = "20s" # default
 [engine]
 slots = 4 # default
 
+[admission]
+probe = true # default
+max_load_memory = "1GiB" # default
+max_load_cpu = "30s" # default
+max_load_wall = "60s" # default
+replay_rows = 256 # default
+max_disagreement = 0.5 # default
+max_latency_ratio = 3.0 # default
+max_shift = 0.5 # default
+signature_change = "refuse" # default
+
 [registry]
 uri = "https://***@dagshub.com/u/r.mlflow" # gate.toml:8
 poll_interval = "30s" # default
 timeout = "30s" # default
 max_bytes = "512MiB" # default
 token = "***" # MLFLOW_TRACKING_TOKEN
+write_back = false # default
 
 [[model]]
 name = "credit-score" # gate.toml:10
@@ -664,6 +677,18 @@ default = { Age = 40, Employed = true, Income = 1.5, Occupation = "none" } # gat
 one_hot = ["Occupation"] # gate.toml:17
 unseen = "refuse" # gate.toml:18
 
+[model.rollout]
+strategy = "immediate" # default
+steps = [{ share = 0.05, time = "10m" }, { share = 0.25, time = "10m" }, { share = 0.5, time = "10m" }] # default
+watch = "5m" # default
+dwell = "30s" # default
+min_requests = 100 # default
+max_error_rate = 0.01 # default
+max_not_finite_rate = 0.01 # default
+max_latency_ratio = 2.0 # default
+max_disagreement = 0.05 # default
+tolerance = 0.05 # default
+
 [[model]]
 name = "churn" # gate.toml:21
 registered_model = "Churn, all countries" # gate.toml:22
@@ -677,6 +702,18 @@ unseen = "count" # default
 [model.capture]
 rate = 0.25 # gate.toml:24
 
+[model.rollout]
+strategy = "immediate" # default
+steps = [{ share = 0.05, time = "10m" }, { share = 0.25, time = "10m" }, { share = 0.5, time = "10m" }] # default
+watch = "5m" # default
+dwell = "30s" # default
+min_requests = 100 # default
+max_error_rate = 0.01 # default
+max_not_finite_rate = 0.01 # default
+max_latency_ratio = 2.0 # default
+max_disagreement = 0.05 # default
+tolerance = 0.05 # default
+
 [[model]]
 name = "third" # --model
 select = "alias:champion" # --model
@@ -684,6 +721,18 @@ select = "alias:champion" # --model
 [model.features]
 coerce = true # default
 unseen = "count" # default
+
+[model.rollout]
+strategy = "immediate" # default
+steps = [{ share = 0.05, time = "10m" }, { share = 0.25, time = "10m" }, { share = 0.5, time = "10m" }] # default
+watch = "5m" # default
+dwell = "30s" # default
+min_requests = 100 # default
+max_error_rate = 0.01 # default
+max_not_finite_rate = 0.01 # default
+max_latency_ratio = 2.0 # default
+max_disagreement = 0.05 # default
+tolerance = 0.05 # default
 
 [plans.basic]
 rate = 2.5 # gate.toml:26

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what a test cannot unwrap has failed it")]
 
+mod admission;
 mod auth;
 mod canary;
 mod capture;
@@ -17,6 +18,7 @@ mod numeric;
 mod process;
 mod quota;
 mod replay;
+mod rollout;
 mod server;
 mod support;
 mod tidy;

@@ -72,6 +72,11 @@ fn samples() -> Vec<(&'static str, ApiError)> {
         ("queue", PredictError::DeadlineExceeded { stage: Stage::Queue }.into()),
         ("run", PredictError::DeadlineExceeded { stage: Stage::Run }.into()),
         ("sessions busy", PredictError::Overloaded.into()),
+        ("hint", ApiError::not_signed()),
+        ("order", ApiError::order_refused(&Refused::NothingBefore)),
+        ("order unknown", ApiError::order_refused(&Refused::Unknown)),
+        ("order busy", ApiError::order_refused(&Refused::Busy)),
+        ("history", ApiError::order_refused(&Refused::Unreadable)),
     ]
 }
 

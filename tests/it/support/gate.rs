@@ -12,7 +12,7 @@ use modelgate::capture::Capture;
 use modelgate::clock::Clock;
 use modelgate::drift::{self, Drift};
 use modelgate::metrics::{self, Metrics};
-use modelgate::model::{Models, Publisher, published};
+use modelgate::model::{Models, Publisher, orders, published, shadow};
 use modelgate::quota::{self, Limit, Period, Plan, Quota, Throttle};
 pub(crate) use modelgate::server::Config;
 use modelgate::server::{self, ErrorStyle, Readiness, Router, State, Traffic, admin_router, data_router};
@@ -166,6 +166,9 @@ fn state(folder: &Path, keys: ApiKeys, models: Models) -> State {
         keys: Arc::new(keys),
         quota: Arc::new(quota(folder)),
         models,
+        shadow: shadow::line().0,
+        orders: orders::channel().0,
+        webhook: None,
         metrics: Metrics::new(metrics::Config { max_series: thousand, max_categories: thousand }),
         drift: Drift::new(drift::Config {
             window: Duration::from_hours(1),

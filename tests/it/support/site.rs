@@ -28,6 +28,9 @@ pub(crate) struct Site {
     folder: tempfile::TempDir,
     text: String,
     keys: BTreeMap<String, String>,
+    /// How often the registry is looked at.
+    pub(crate) poll: Duration,
+    probe_program: PathBuf,
 }
 
 impl Site {
@@ -42,12 +45,17 @@ impl Site {
             let registry = folder.path().join("registry");
             text = format!("{text}\n[registry]\nuri = \"file:{}\"\n", registry.display());
         }
+        if !text.contains("[admission]") {
+            // Versions of `sum` answer differently, so that tests can tell them apart.
+            text.push_str("\n[admission]\nreplay_rows = 0\n");
+        }
         text.push_str(
             "\n[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\ndrain_delay = \"0s\"\n\
              max_connections_per_address = 4096\n",
         );
         fs::create_dir_all(folder.path().join("registry")).unwrap();
-        Self { folder, text, keys: BTreeMap::new() }
+        // The program that runs is the one with the tests, which tries no models.
+        Self { folder, text, keys: BTreeMap::new(), poll: POLL, probe_program: env!("CARGO_BIN_EXE_modelgate").into() }
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -69,6 +77,16 @@ impl Site {
             let file = folder.join("model.onnx");
             fs::write(&file, fixtures::sum_model(base)).unwrap();
         });
+    }
+
+    /// A version made of a fixture's files after `change` was at them.
+    pub(crate) fn register_changed(&self, model: &str, version: u64, fixture: &str, change: impl FnOnce(&Path)) {
+        self.register_files(model, version, &fixtures::folder(fixture), change);
+    }
+
+    /// Has versions tried by another program than the gateway's own.
+    pub(crate) fn set_probe_program(&mut self, program: PathBuf) {
+        self.probe_program = program;
     }
 
     fn register_files(&self, model: &str, version: u64, from: &Path, change: impl FnOnce(&Path)) {
@@ -103,7 +121,12 @@ impl Site {
             purpose: Purpose::Serve,
         };
         let mut config = config::load(&sources).unwrap_or_else(|errors| panic!("{errors}")).config;
-        config.manager.poll_interval = POLL;
+        config.manager.poll_interval = self.poll;
+        for model in &mut config.manager.models {
+            // Most tests promote again and again; the policy has tests of its own.
+            model.rollout.dwell = Duration::ZERO;
+        }
+        config.manager.admission.program.clone_from(&self.probe_program);
         config
     }
 
@@ -125,7 +148,8 @@ impl Site {
     pub(crate) async fn start(&mut self, plan: &str) -> Gate {
         let key = self.key(plan);
         let surroundings = Surroundings { clock: Clock::system(), seed: 7 };
-        let running = app::start(self.config(), surroundings).await.unwrap_or_else(|error| panic!("{error:#}"));
+        let running =
+            Box::pin(app::start(self.config(), surroundings)).await.unwrap_or_else(|error| panic!("{error:#}"));
         let http = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
         Gate { data: running.data, admin: running.admin, key, http, running }
     }
@@ -166,8 +190,28 @@ impl Gate {
         Client { data: self.data, key: self.key.clone(), http: self.http.clone() }
     }
 
+    /// A client with another key.
+    pub(crate) fn client_with(&self, key: String) -> Client {
+        Client { key, ..self.client() }
+    }
+
     pub(crate) async fn predict(&self, model: &str, data: &Value) -> Answer {
         self.client().predict(model, data).await
+    }
+
+    /// What comes of an operator's order of `model`.
+    pub(crate) async fn order(&self, model: &str, verb: &str, body: Value) -> Answer {
+        let url = format!("http://{}/admin/models/{model}/{verb}", self.admin);
+        let request = self.http.post(url).header("x-modelgate-admin", "1").json(&body);
+        Answer::of(request.send().await.unwrap()).await
+    }
+
+    /// What happened to the versions of `model`, oldest first: event and version.
+    pub(crate) async fn history(&self, model: &str) -> Vec<(String, String)> {
+        let page = self.get(self.admin, &format!("/admin/models/{model}/history")).await.body;
+        let text = |event: &Value, key: &str| event[key].as_str().unwrap().to_owned();
+        let events = page["history"].as_array().unwrap().iter().rev();
+        events.map(|event| (text(event, "event"), text(event, "version"))).collect()
     }
 
     pub(crate) async fn get(&self, address: SocketAddr, path: &str) -> Answer {

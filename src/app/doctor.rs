@@ -1,0 +1,136 @@
+//! `modelgate doctor`: everything a gateway needs from outside, one line each, and the cure where something is missing.
+
+use std::path::Path;
+
+use aws_sdk_cloudwatch::types::{MetricDatum, StandardUnit};
+
+use super::operate::table;
+use super::{Aws, block_on, http_client, load_runtime, s3_client};
+use crate::capture::sink;
+use crate::config::Config;
+use crate::manager::ModelConfig;
+use crate::registry::cache::Cache;
+use crate::registry::mlmodel::MlModel;
+use crate::registry::{Registry, RegistryError};
+
+/// The object that shows whether a bucket takes samples. It is empty, and written again each time.
+const PROBE: &str = "modelgate-doctor";
+
+/// What was looked at, and what is wrong with it.
+struct Finding {
+    what: String,
+    /// What was found; or what is wrong, with the cure.
+    found: Result<String, String>,
+}
+
+impl Finding {
+    fn new(what: impl Into<String>, found: Result<String, String>) -> Self {
+        Self { what: what.into(), found }
+    }
+}
+
+/// One line for each thing, and whether all is well.
+///
+/// # Errors
+/// When not even looking is possible.
+pub fn doctor(config: &Config) -> anyhow::Result<(String, bool)> {
+    block_on(async {
+        let mut findings = vec![data_dir(&config.data_dir), runtime(config).await];
+        let registry = Registry::new(config.registry.clone(), http_client()?);
+        for model in &config.manager.models {
+            findings.extend(version(&registry, model).await?);
+        }
+        let aws = Aws::default();
+        if let Some(capture) = &config.capture {
+            findings.push(samples(&capture.sink, &aws).await);
+        }
+        if let Some(to) = &config.cloudwatch {
+            findings.push(cloudwatch(&to.namespace, &aws).await);
+        }
+        let good = findings.iter().all(|finding| finding.found.is_ok());
+        let rows: Vec<_> = findings.into_iter().map(row).collect();
+        Ok((table(&rows), good))
+    })
+}
+
+fn row(Finding { what, found }: Finding) -> [String; 3] {
+    match found {
+        Ok(found) => ["ok".to_owned(), what, found],
+        Err(wrong) => ["WRONG".to_owned(), what, wrong],
+    }
+}
+
+fn data_dir(path: &Path) -> Finding {
+    let writable = super::make_data_dir(path)
+        .and_then(|()| tempfile::tempfile_in(path).map_err(anyhow::Error::from))
+        .map(|_| path.display().to_string());
+    let cure =
+        |error| format!("{error:#}: give this user the right to write there, or set data_dir to where it has it");
+    Finding::new("data_dir", writable.map_err(cure))
+}
+
+async fn runtime(config: &Config) -> Finding {
+    let loaded = load_runtime(config.onnxruntime.clone()).await;
+    Finding::new(
+        "ONNX Runtime",
+        loaded.map(|runtime| runtime.version().to_owned()).map_err(|error| format!("{error:#}")),
+    )
+}
+
+/// What the registry says of a model, and whether its flavour can be served.
+async fn version(registry: &Registry, model: &ModelConfig) -> anyhow::Result<Vec<Finding>> {
+    let what = format!("registry: {}", model.name);
+    let found = match registry.resolve(&model.registered_model, &model.select).await {
+        Ok(found) => found,
+        Err(error) => return Ok(vec![Finding::new(what, Err(error.to_string()))]),
+    };
+    let named = found.alias.as_deref().map_or_else(String::new, |alias| format!(", by its alias {alias}"));
+    let seen = Finding::new(what, Ok(format!("version {}{named}", found.version)));
+    let scratch = tempfile::tempdir()?;
+    let cache = Cache::open(scratch.path().join("cache"))?;
+    let servable = async {
+        let fetched = registry.fetch(&found, &cache).await?;
+        Ok::<_, RegistryError>(MlModel::read(&fetched.folder)?.onnx)
+    };
+    let servable = servable.await.map_err(|error| error.to_string());
+    Ok(vec![seen, Finding::new(format!("flavour: {}", model.name), servable.map(|onnx| format!("ONNX, in {onnx}")))])
+}
+
+async fn samples(sink: &sink::Config, aws: &Aws) -> Finding {
+    let found = match sink {
+        sink::Config::Directory(folder) => writable(folder),
+        sink::Config::S3 { bucket, prefix } => {
+            let key = if prefix.is_empty() { PROBE.to_owned() } else { format!("{prefix}/{PROBE}") };
+            let put = s3_client(aws.config().await).put_object().bucket(bucket).key(&key).send().await;
+            let cure = |error: String| {
+                format!(
+                    "{error}: does the bucket exist, and does this identity have s3:PutObject on {bucket}/{prefix}*?"
+                )
+            };
+            put.map(|_| format!("s3://{bucket}/{key} was written")).map_err(|error| cure(whole(&error)))
+        }
+    };
+    Finding::new("samples", found)
+}
+
+fn writable(folder: &Path) -> Result<String, String> {
+    let made = std::fs::create_dir_all(folder).and_then(|()| tempfile::tempfile_in(folder));
+    made.map(|_| folder.display().to_string())
+        .map_err(|error| format!("{}: {error}: give this user the right to write there", folder.display()))
+}
+
+/// Sends one figure under a name of its own, so that no real one is touched.
+async fn cloudwatch(namespace: &str, aws: &Aws) -> Finding {
+    let client = crate::metrics::cloudwatch::client(aws.config().await);
+    let datum = MetricDatum::builder().metric_name("Doctor").unit(StandardUnit::Count).value(1.0).build();
+    let sent = client.put_metric_data().namespace(namespace).metric_data(datum).send().await;
+    let cure = |error: String| format!("{error}: does this identity have cloudwatch:PutMetricData for {namespace}?");
+    let found = sent.map(|_| format!("{namespace} takes figures")).map_err(|error| cure(whole(&error)));
+    Finding::new("CloudWatch", found)
+}
+
+/// An error and its causes.
+fn whole(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes: Vec<_> = std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect();
+    causes.join(": ")
+}

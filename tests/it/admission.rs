@@ -1,0 +1,224 @@
+//! Versions that must not serve: refused with the rule named, while the one before them answers.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use modelgate::manager::ModelConfig;
+use modelgate::manager::admission::{Admission, Candidate, Check, Config, Outcome, Verdict};
+use modelgate::model::runtime::Runtime;
+use modelgate::model::{Digest, Model};
+use modelgate::registry::cache::Cache;
+use modelgate::registry::{Fetched, Registry};
+use serde_json::{Value, json};
+
+use crate::support::site::{Gate, Site};
+use crate::support::{fixtures, onnx};
+
+const MODEL: &str = "[plans.open]\n[[model]]\nname = \"sum\"\nselect = \"alias:champion\"\n";
+
+fn site(admission: &str) -> Site {
+    let site = Site::new(&format!("{MODEL}[admission]\n{admission}"));
+    site.register_sum("sum", 1, 1000.0);
+    site.promote("sum", 1);
+    site
+}
+
+/// Promotes `version` and waits for its verdict; the rung where it stopped, if it did.
+async fn verdict_of(site: &Site, gate: &Gate, version: u64) -> Option<Value> {
+    site.promote("sum", version);
+    let judged = |status: &Value| status["verdict"]["version"] == json!(version.to_string());
+    let status = gate.says("sum", &format!("a verdict on version {version}"), judged).await;
+    let last = status["verdict"]["rungs"].as_array().unwrap().last().unwrap().clone();
+    (last["outcome"] != "passed" && last["outcome"] != "skipped").then_some(last)
+}
+
+async fn assert_answers_as(gate: &Gate, version: u64) {
+    let answer = gate.predict("sum", &json!({ "a": 1, "b": 2, "c": 3 })).await;
+    assert_eq!((answer.status, &answer.body["version"]), (200, &json!(version.to_string())), "{}", answer.body);
+}
+
+/// A program that notes in `tries` that it was started, and then is the real one.
+fn counting_program(tries: &Path) -> PathBuf {
+    let real = env!("CARGO_BIN_EXE_modelgate");
+    script(tries.parent().unwrap(), &format!("echo try >> {}\nexec {real} probe", tries.display()))
+}
+
+fn script(folder: &Path, text: &str) -> PathBuf {
+    let file = folder.join("program");
+    fs::write(&file, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    file
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn versions_that_would_hurt_are_refused_by_rule_while_the_one_before_them_answers() {
+    let mut site = site("replay_rows = 0\nmax_load_cpu = \"1s\"\n");
+    let tries = site.folder().join("tries");
+    site.set_probe_program(counting_program(&tries));
+    let gate = site.start("open").await;
+    gate.serves("sum", 1).await;
+    let secret = site.folder().join("secret");
+    fs::write(&secret, [0; 4]).unwrap();
+
+    let bomb = onnx::model(&[onnx::node("", "ConstantOfShape", &["n"])], &[onnx::integer("n", 1 << 32)], &[]);
+    let call = |name: &str| [onnx::node("own", name, &["in"])];
+    let circle = [onnx::function("f", &call("g")), onnx::function("g", &call("f"))];
+    let whole = fixtures::sum_model(7.0);
+    let statically = [
+        (onnx::chain(700), "functions call at most 32 deep"),
+        (onnx::model(&call("f"), &[], &circle), "no function calls itself"),
+        (bomb, "node `culprit` (ConstantOfShape) breaks the rule `constants make at most 256 MiB`"),
+        (onnx::model(&[onnx::node("com.evil", "Run", &[])], &[], &[]), "ai.onnx.ml only"),
+        (onnx::model(&[], &[onnx::elsewhere("../../secret")], &[]), "all weights are in the model file"),
+        (onnx::model(&[], &[onnx::elsewhere("weights.bin")], &[]), "all weights are in the model file"),
+        (onnx::model(&[], &[onnx::elsewhere("/etc/hostname")], &[]), "all weights are in the model file"),
+        (whole[..whole.len() / 2].to_vec(), "not an ONNX file"),
+    ];
+    let mut version = 1;
+    for (bytes, rule) in statically {
+        version += 1;
+        site.register_changed("sum", version, "sum", |folder| {
+            fs::write(folder.join("model.onnx"), bytes).unwrap();
+            fs::hard_link(&secret, folder.join("weights.bin")).unwrap();
+        });
+        let stopped = verdict_of(&site, &gate, version).await.unwrap();
+        assert_eq!((&stopped["name"], &stopped["outcome"]), (&json!("scan"), &json!("refused")), "{stopped}");
+        assert!(stopped["detail"].as_str().unwrap().contains(rule), "{stopped} for {rule}");
+        assert_answers_as(&gate, 1).await;
+    }
+    let by_running = [("endless", "max_load_cpu"), ("not-finite", "not finite"), ("wrong-rows", "the model")];
+    for (fixture, reason) in by_running {
+        version += 1;
+        site.register_changed("sum", version, fixture, |folder| {
+            // `endless` counts to the largest `x`.
+            let example = json!({ "dataframe_split": { "columns": ["x"], "data": [[1e17], [2.0]] } });
+            fs::write(folder.join("serving_input_example.json"), example.to_string()).unwrap();
+        });
+        let stopped = verdict_of(&site, &gate, version).await.unwrap();
+        assert_eq!((&stopped["name"], &stopped["outcome"]), (&json!("probe"), &json!("refused")), "{stopped}");
+        assert!(stopped["detail"].as_str().unwrap().contains(reason), "{stopped} for {reason}");
+        assert_answers_as(&gate, 1).await;
+    }
+    site.register_sum("sum", version + 1, 2000.0);
+    assert_eq!(verdict_of(&site, &gate, version + 1).await, None);
+    gate.serves("sum", version + 1).await;
+    // The first, three that have to run to be found out, and the last: once each, at a poll every 10 ms.
+    assert_eq!(fs::read_to_string(&tries).unwrap().lines().count(), 5);
+    gate.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_that_answers_the_rows_of_late_too_differently_is_refused() {
+    let mut site = site("");
+    let gate = site.start("open").await;
+    gate.serves("sum", 1).await;
+    let rows: Vec<Value> = (0..64).map(|row| json!({ "a": row, "b": 0, "c": 0 })).collect();
+    assert_eq!(gate.predict("sum", &json!(rows)).await.status, 200);
+
+    site.register_sum("sum", 2, 5000.0);
+    let stopped = verdict_of(&site, &gate, 2).await.unwrap();
+    assert_eq!(stopped["name"], "replay", "{stopped}");
+    assert!(stopped["detail"].as_str().unwrap().contains("max_disagreement"), "{stopped}");
+    site.register_sum("sum", 3, 1005.0);
+    assert_eq!(verdict_of(&site, &gate, 3).await, None);
+    gate.serves("sum", 3).await;
+    // Nobody asked version 3 anything: it has the rows its predecessor answered.
+    site.register_sum("sum", 4, 5000.0);
+    assert_eq!(verdict_of(&site, &gate, 4).await.unwrap()["name"], "replay");
+    site.register("sum", 5, "regression");
+    let stopped = verdict_of(&site, &gate, 5).await.unwrap();
+    assert_eq!(stopped["name"], "signature", "{stopped}");
+    assert!(stopped["detail"].as_str().unwrap().contains("`a` is gone"), "{stopped}");
+    assert_answers_as(&gate, 3).await;
+    gate.stop().await;
+}
+
+/// Admits a fixture without a gateway, with `program` in the place of the process that tries it.
+async fn admit(fixture: &str, change: impl FnOnce(&mut Config)) -> (Verdict, Option<Model>) {
+    let site = Site::new(MODEL);
+    let manager = site.config().manager;
+    let ModelConfig { select, .. } = &manager.models[0];
+    site.register("sum", 1, fixture);
+    site.promote("sum", 1);
+    let registry = Registry::new(site.config().registry, reqwest::Client::builder().build().unwrap());
+    let cache = Cache::open(site.folder().join("cache")).unwrap();
+    let found = registry.resolve("sum", select).await.unwrap();
+    let fetched = registry.fetch(&found, &cache).await.unwrap();
+    let mut config = manager.admission.clone();
+    change(&mut config);
+    let admission = Admission::new(config, Runtime::load(None).unwrap(), Some(cache), 2);
+    let candidate =
+        |fetched| Candidate { config: &manager.models[0], found: &found, fetched, serving: None, has_served: false };
+    let other = Fetched { digest: Digest([1; 32]), folder: fetched.folder.clone() };
+    let admitted = admission.admit(candidate(&fetched)).await;
+    let (rewritten, _) = admission.admit(candidate(&other)).await;
+    assert_eq!(rewritten.stopped_at().unwrap().name, Check::Digest, "other bytes under the same name");
+    admitted
+}
+
+#[tokio::test]
+async fn a_good_version_climbs_to_the_top_without_a_gateway() {
+    let (verdict, model) = admit("sum", |_| ()).await;
+    assert!(verdict.is_admitted() && model.is_some(), "{verdict:#?}");
+    let names: Vec<Check> = verdict.rungs.iter().map(|rung| rung.name).collect();
+    let all =
+        [Check::Digest, Check::Scan, Check::Probe, Check::Signature, Check::Example, Check::WarmUp, Check::Replay];
+    assert_eq!(names, all);
+    let text = serde_json::to_string(&verdict).unwrap();
+    assert_eq!(serde_json::from_str::<Verdict>(&text).unwrap(), verdict);
+}
+
+/// How the rung ends when the process that tries the version does as `text` says.
+async fn check_process(text: &str, outcome: Outcome, detail: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let program = script(folder.path(), text);
+    let (verdict, model) = admit("sum", |config| {
+        config.program = program;
+        config.max_load_wall = Duration::from_millis(500);
+    })
+    .await;
+    let stopped = verdict.stopped_at().unwrap();
+    assert_eq!((stopped.name, stopped.outcome), (Check::Probe, outcome), "{text}: {stopped:?}");
+    assert!(stopped.detail.contains(detail) && model.is_none(), "{text}: {stopped:?}");
+}
+
+#[tokio::test]
+async fn whatever_the_process_does_the_gateway_says_how_it_ended() {
+    check_process("kill -SEGV $$", Outcome::Refused, "crashed with SIGSEGV").await;
+    check_process("kill -ABRT $$", Outcome::Refused, "SIGABRT").await;
+    check_process("exec sleep 600", Outcome::Refused, "max_load_wall").await;
+    check_process("exit 3", Outcome::Refused, "no answer").await;
+    check_process("echo '{\"answered\":'", Outcome::Refused, "no answer").await;
+    check_process("kill -KILL $$", Outcome::Undecided, "killed from outside").await;
+    let (verdict, _) = admit("sum", |config| config.program = "/nowhere/modelgate".into()).await;
+    assert_eq!(verdict.stopped_at().unwrap().outcome, Outcome::Undecided, "{verdict:?}");
+}
+
+#[tokio::test]
+async fn a_process_without_the_memory_for_a_version_does_not_take_ours() {
+    let (verdict, model) = admit("pipeline", |config| config.max_load_memory = 64 << 20).await;
+    assert!(!verdict.is_admitted() && model.is_none(), "{verdict:?}");
+    assert_eq!(verdict.stopped_at().unwrap().name, Check::Probe);
+}
+
+/// How long admission of an ordinary model takes, and what it leaves in this process; prints both.
+/// `cargo test --test it -- --ignored --nocapture admission_of_an_ordinary_model`
+#[tokio::test]
+#[ignore = "measures"]
+async fn admission_of_an_ordinary_model_takes() {
+    for turn in 0..5 {
+        let before = resident_kb();
+        let (verdict, model) = admit("lightgbm", |_| ()).await;
+        assert!(model.is_some(), "{verdict:?}");
+        let times: Vec<_> = verdict.rungs.iter().map(|rung| (rung.name, rung.took_ms)).collect();
+        println!("{turn}: {times:?}, resident {} KB more", resident_kb().saturating_sub(before));
+    }
+}
+
+fn resident_kb() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
