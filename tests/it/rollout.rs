@@ -185,7 +185,7 @@ async fn a_version_that_turns_bad_is_rolled_back_and_stays_out_across_a_restart(
 
 /// A site with twelve callers of their own keys, and what each is asked with.
 async fn with_twelve_callers(rollout: &str) -> (Site, Gate, Vec<String>) {
-    let plans: String = (0..12).map(|plan| format!("[plans.p{plan}]\n")).collect();
+    let plans = (0..12).map(|plan| format!("[plans.p{plan}]\n")).collect::<Vec<_>>().concat();
     let mut site = Site::new(&format!(
         "{plans}[[model]]\nname = \"sum\"\nselect = \"alias:champion\"\n[model.rollout]\n{rollout}\n"
     ));
