@@ -10,11 +10,12 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::{auth, capture, manager, metrics, quota, registry, server, telemetry};
+use crate::{auth, capture, manager, metrics, registry, server, telemetry};
 
 mod effective;
 mod layer;
 mod models;
+mod quota;
 mod reader;
 mod sections;
 mod value;
@@ -43,7 +44,7 @@ pub struct Config {
     /// Where keys live and what plans allow.
     pub auth: auth::Config,
     /// Plans.
-    pub quota: quota::Config,
+    pub quota: crate::quota::Config,
     /// What is measured.
     pub metrics: metrics::Config,
     /// Whether and where measurements go to CloudWatch.
@@ -248,14 +249,14 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
     let models = models::read(&mut root, sources.purpose);
     let store = data_dir.join("modelgate.db");
     let plans = sections::plans(&mut root, &models, sources.purpose);
-    sections::quota(root.section("quota"));
+    let usage = quota::read(root.section("quota"), store.clone(), &plans.limits);
     let (metrics, cloudwatch) = sections::metrics(root.section("metrics"));
     let capture = root.optional_section("capture").and_then(|section| sections::capture(section, &data_dir));
     let telemetry = sections::telemetry(root.section("telemetry"), &sources.env);
     root.finish();
     Config {
-        auth: auth::Config { store: store.clone(), pepper: data_dir.join("pepper"), plans: plans.access },
-        quota: quota::Config { store, plans: plans.limits },
+        auth: auth::Config { store, pepper: data_dir.join("pepper"), plans: plans.access },
+        quota: crate::quota::Config { store: usage, plans: plans.limits },
         manager: manager::Config { poll_interval, slots, models },
         data_dir,
         onnxruntime,

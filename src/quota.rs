@@ -6,6 +6,7 @@
 
 mod calendar;
 mod counter;
+mod shared;
 mod store;
 mod throttle;
 
@@ -23,17 +24,28 @@ use parking_lot::RwLock;
 use tokio::time::Instant;
 
 use crate::auth::{self, Caller, KeyId, PlanName};
-use counter::{Attempt, Balance, Counter, Hold};
-use store::{Down, Store};
+use counter::{Attempt, Balance, Counter, Hold, Terms};
+use shared::Shared;
+pub use shared::{Health, LARGEST_AMOUNT, OnStoreDown, Redis};
+use store::{Charged, Down, Store};
 use throttle::Bucket;
 
 /// Plans, and where use is kept.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The SQLite file; the one the keys are in.
-    pub store: PathBuf,
+    /// Where use is kept.
+    pub store: Place,
     /// Every plan by name.
     pub plans: BTreeMap<PlanName, Plan>,
+}
+
+/// Where use is kept.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// In a SQLite file; the one the keys are in. For one gateway.
+    File(PathBuf),
+    /// In a Redis that gateways share.
+    Redis(Redis),
 }
 
 /// What callers on a plan may use.
@@ -161,6 +173,12 @@ pub enum StoreError {
     /// SQLite said no.
     #[error("the usage store cannot be written")]
     Sqlite(#[from] rusqlite::Error),
+    /// The shared store's address cannot be used.
+    #[error("the address of the shared quota store cannot be used")]
+    Address(#[source] redis::RedisError),
+    /// The shared store does not answer.
+    #[error("the shared quota store does not answer")]
+    Unreachable,
     /// The system has no thread to give.
     #[error("the thread of the usage store cannot be started")]
     Thread(#[source] io::Error),
@@ -201,7 +219,7 @@ impl Quota {
     /// # Errors
     /// When the store cannot be used.
     pub fn open(config: Config) -> Result<Self, StoreError> {
-        let store = Store::start(auth::store::open(&config.store)?)?;
+        let store = Store::start(config.store)?;
         Ok(Self { plans: config.plans, store, accounts: RwLock::default(), opened: Instant::now() })
     }
 
@@ -216,11 +234,14 @@ impl Quota {
     pub async fn reserve(&self, caller: &Caller, rows: u64, now: Timestamp) -> Result<Charge, Refusal> {
         let account = self.account(caller)?;
         let rate = account.take_token(self.elapsed(), now)?;
-        let Some(counter) = &account.counter else { return Ok(Charge { hold: None, standing: [rate, None].into() }) };
+        let Some(counter) = &account.counter else {
+            return Ok(Charge { hold: None, standing: [rate, None].into(), is_degraded: false });
+        };
         let units = account.plan.unit.of(rows);
         if units > counter.amount() {
             return Err(too_large(counter, rate, now));
         }
+        let mut is_degraded = self.store.shared().is_some_and(Shared::is_down);
         let (hold, balance) = match counter.charge(units, now) {
             Attempt::Held { hold, balance, low } => {
                 if low {
@@ -229,14 +250,43 @@ impl Quota {
                 (Some(hold), balance)
             }
             Attempt::Exhausted(balance) => (None, balance),
-            Attempt::Short => self.store.charge(Arc::clone(counter), units, now).await?,
+            Attempt::Short => match self.store.charge(Arc::clone(counter), units, now).await {
+                Ok(charged) => charged,
+                Err(Down) => {
+                    is_degraded = true;
+                    self.lend(counter, units, now)?
+                }
+            },
         };
         let quota = counter.standing(balance, now);
         if hold.is_none() {
             let standing = Standings::from([Some(quota), rate]).to_vec();
             return Err(Refusal::Exhausted { standing, retry_after: quota.resets_in });
         }
-        Ok(Charge { hold, standing: [rate, Some(quota)].into() })
+        Ok(Charge { hold, standing: [rate, Some(quota)].into(), is_degraded })
+    }
+
+    /// What a shared store's policy allows while the store cannot be asked; an embedded store has none but what is left
+    /// of a lease.
+    fn lend(&self, counter: &Arc<Counter>, units: u64, now: Timestamp) -> Charged {
+        let shared = self.store.shared().ok_or(Down)?;
+        match counter.lend(units, shared.allowance(counter.limit), now) {
+            Some(Attempt::Held { hold, balance, .. }) => {
+                shared.count_lent();
+                Ok((Some(hold), balance))
+            }
+            Some(Attempt::Exhausted(balance)) => Ok((None, balance)),
+            Some(Attempt::Short) | None => {
+                shared.count_refused();
+                Err(Down)
+            }
+        }
+    }
+
+    /// How it goes with the shared store, if there is one.
+    #[must_use]
+    pub fn shared_store(&self) -> Option<Health> {
+        self.store.shared().map(Shared::health)
     }
 
     /// Where `caller` stands, charging nothing.
@@ -267,7 +317,10 @@ impl Quota {
     /// # Errors
     /// When the store cannot be written; nothing is forgotten then.
     pub async fn settle_once(&self, now: Timestamp) -> Result<Settled, StoreError> {
-        let settled = self.settle(now, |counter| counter.is_idle(now)).await?;
+        let connection = self.store.shared().map(Shared::connection);
+        let is_unconfirmed =
+            |counter: &Counter| connection.is_some_and(|connection| counter.is_unconfirmed(connection));
+        let settled = self.settle(now, |counter| counter.is_idle(now) || is_unconfirmed(counter)).await?;
         let elapsed = self.elapsed();
         self.accounts.write().retain(|_, account| Arc::strong_count(account) > 1 || !account.is_idle(elapsed, now));
         Ok(settled)
@@ -292,6 +345,10 @@ impl Quota {
 
     async fn balance(&self, counter: &Arc<Counter>, now: Timestamp) -> Result<Balance, Down> {
         match counter.balance(now) {
+            // Other gateways have gone on counting.
+            Some(balance) if self.store.shared().is_some() => {
+                Ok(self.store.look(Arc::clone(counter), now).await.unwrap_or(balance))
+            }
             Some(balance) => Ok(balance),
             None => self.store.look(Arc::clone(counter), now).await,
         }
@@ -304,7 +361,7 @@ impl Quota {
         let plan = *self.plans.get(&caller.plan).ok_or(Refusal::NoPlan)?;
         let mut accounts = self.accounts.write();
         let account = accounts.entry(Arc::clone(&caller.key_id));
-        Ok(Arc::clone(account.or_insert_with_key(|key_id| Arc::new(Account::new(key_id, plan)))))
+        Ok(Arc::clone(account.or_insert_with_key(|key_id| Arc::new(Account::new(key_id, plan, |limit| self.store.terms(limit))))))
     }
 
     /// Nanoseconds on a clock that no one can set.
@@ -314,11 +371,11 @@ impl Quota {
 }
 
 impl Account {
-    fn new(key_id: &KeyId, plan: Plan) -> Self {
+    fn new(key_id: &KeyId, plan: Plan, terms: impl FnOnce(Limit) -> Terms) -> Self {
         Self {
             plan,
             bucket: plan.throttle.map(Bucket::new),
-            counter: plan.quota.map(|limit| Arc::new(Counter::new(Arc::clone(key_id), limit))),
+            counter: plan.quota.map(|limit| Arc::new(Counter::new(Arc::clone(key_id), limit, terms(limit)))),
         }
     }
 
@@ -341,7 +398,7 @@ impl Account {
         let bucket_is_full = self.bucket.as_ref().is_none_or(|bucket| bucket.is_full(elapsed));
         // A charge under way, or a question to the store, holds the counter too.
         let is_settled =
-            |counter: &Arc<Counter>| Arc::strong_count(counter) == 1 && !counter.has_lease() && counter.is_idle(now);
+            |counter: &Arc<Counter>| Arc::strong_count(counter) == 1 && counter.is_forgettable(now) && counter.is_idle(now);
         bucket_is_full && self.counter.as_ref().is_none_or(is_settled)
     }
 }
@@ -376,6 +433,7 @@ fn too_large(counter: &Counter, rate: Option<Standing>, now: Timestamp) -> Refus
 pub struct Charge {
     hold: Option<Hold>,
     standing: Standings,
+    is_degraded: bool,
 }
 
 impl Charge {
@@ -383,6 +441,12 @@ impl Charge {
     #[must_use]
     pub fn standing(&self) -> &[Standing] {
         &self.standing
+    }
+
+    /// Whether the shared store could not be asked: others may count differently for now.
+    #[must_use]
+    pub fn is_degraded(&self) -> bool {
+        self.is_degraded
     }
 
     /// Keeps the charge.

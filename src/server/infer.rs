@@ -16,7 +16,7 @@ use crate::auth::Caller;
 use crate::capture::Record;
 use crate::model::session::Stage;
 use crate::model::{Inputs, Model, Outputs, PredictError};
-use crate::quota::{Limit, Period, Standing, Throttle, Unit, Usage};
+use crate::quota::{Charge, Limit, Period, Refusal, Standing, Throttle, Unit, Usage};
 
 /// `POST /predict` and `POST /models/{name}/predict`. What can be refused without the body is.
 pub(super) async fn predict<B>(
@@ -56,7 +56,10 @@ async fn infer(
     let inputs = rows.finish()?;
     journal.rows = inputs.rows();
     let charge = state.quota.reserve(caller, inputs.rows() as u64, state.clock.now());
-    let charge = timeout_at(deadline, charge).await.map_err(|_elapsed| ApiError::deadline_exceeded("quota"))??;
+    let charge = timeout_at(deadline, charge).await.map_err(|_elapsed| ApiError::deadline_exceeded("quota"))?;
+    journal.quota_is_degraded =
+        charge.as_ref().map_or_else(|refusal| matches!(refusal, Refusal::StoreDown), Charge::is_degraded);
+    let charge = charge?;
     journal.rate_limit = Some(ratelimit::Headers::of(charge.standing()));
 
     let outputs = model.predict(&inputs, deadline).await;

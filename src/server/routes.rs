@@ -27,6 +27,7 @@ use crate::auth::KeyId;
 use crate::model::Model;
 
 const MODEL: HeaderName = HeaderName::from_static("modelgate-model");
+const QUOTA: HeaderName = HeaderName::from_static("modelgate-quota");
 
 /// An answer, whole in memory.
 pub(super) type Answer = Response<Full<Bytes>>;
@@ -181,6 +182,8 @@ pub(super) struct Journal {
     pub(super) model: Option<Arc<Model>>,
     pub(super) rows: usize,
     pub(super) rate_limit: Option<ratelimit::Headers>,
+    /// Whether the quota's store could not be asked.
+    pub(super) quota_is_degraded: bool,
 }
 
 impl Journal {
@@ -193,6 +196,7 @@ impl Journal {
             model: None,
             rows: 0,
             rate_limit: None,
+            quota_is_degraded: false,
         }
     }
 
@@ -229,6 +233,9 @@ impl Journal {
         }
         if let Some(rate_limit) = self.rate_limit {
             rate_limit.insert_into(headers);
+        }
+        if self.quota_is_degraded {
+            headers.insert(QUOTA, HeaderValue::from_static("degraded"));
         }
     }
 

@@ -12,7 +12,7 @@ use modelgate::config::{Flags, Loaded, Purpose, Sources, load};
 use modelgate::model::Version;
 use modelgate::model::features::DefaultValue;
 use modelgate::model::outputs::Rule;
-use modelgate::quota::{Limit, Period, Throttle, Unit};
+use modelgate::quota::{Limit, Period, Place, Throttle, Unit};
 use modelgate::registry::{self, Credentials, Select};
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
@@ -728,7 +728,7 @@ fn every_value_arrives_as_what_it_is() {
     assert_eq!(config.server.deadline, Duration::from_secs(90));
     assert_eq!((config.manager.poll_interval, config.manager.slots), (Duration::from_secs(30), 4));
     assert_eq!(config.auth.store, Path::new("state/modelgate.db"));
-    assert_eq!(config.quota.store, config.auth.store);
+    assert!(matches!(config.quota.store, Place::File(file) if file == config.auth.store));
     assert_eq!(config.metrics.max_series.get(), 2000);
     assert_eq!(config.cloudwatch.unwrap().namespace, "ModelGate");
     let otlp = config.telemetry.otlp.unwrap();

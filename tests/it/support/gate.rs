@@ -12,7 +12,7 @@ use modelgate::capture::Capture;
 use modelgate::clock::Clock;
 use modelgate::metrics::{self, Metrics};
 use modelgate::model::{Models, Publisher, published};
-use modelgate::quota::{self, Limit, Period, Plan, Quota, Throttle, Unit};
+use modelgate::quota::{self, Limit, Period, Place, Plan, Quota, Throttle, Unit};
 use modelgate::server::{self, Config, Readiness, Router, State, Traffic, admin_router, data_router};
 use modelgate::task::Tasks;
 use secrecy::ExposeSecret as _;
@@ -154,7 +154,7 @@ fn quota(folder: &Path) -> Quota {
         unit: Unit::Rows,
     };
     let plans = PLANS.map(PlanName::from).into_iter().zip([open, small]).collect();
-    Quota::open(quota::Config { store: folder.join("gate.db"), plans }).unwrap()
+    Quota::open(quota::Config { store: Place::File(folder.join("gate.db")), plans }).unwrap()
 }
 
 fn state(folder: &Path, keys: ApiKeys, models: Models) -> State {
