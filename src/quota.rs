@@ -361,7 +361,9 @@ impl Quota {
         let plan = *self.plans.get(&caller.plan).ok_or(Refusal::NoPlan)?;
         let mut accounts = self.accounts.write();
         let account = accounts.entry(Arc::clone(&caller.key_id));
-        Ok(Arc::clone(account.or_insert_with_key(|key_id| Arc::new(Account::new(key_id, plan, |limit| self.store.terms(limit))))))
+        Ok(Arc::clone(
+            account.or_insert_with_key(|key_id| Arc::new(Account::new(key_id, plan, |limit| self.store.terms(limit)))),
+        ))
     }
 
     /// Nanoseconds on a clock that no one can set.
@@ -397,8 +399,9 @@ impl Account {
     fn is_idle(&self, elapsed: u64, now: Timestamp) -> bool {
         let bucket_is_full = self.bucket.as_ref().is_none_or(|bucket| bucket.is_full(elapsed));
         // A charge under way, or a question to the store, holds the counter too.
-        let is_settled =
-            |counter: &Arc<Counter>| Arc::strong_count(counter) == 1 && counter.is_forgettable(now) && counter.is_idle(now);
+        let is_settled = |counter: &Arc<Counter>| {
+            Arc::strong_count(counter) == 1 && counter.is_forgettable(now) && counter.is_idle(now)
+        };
         bucket_is_full && self.counter.as_ref().is_none_or(is_settled)
     }
 }

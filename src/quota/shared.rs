@@ -10,8 +10,8 @@
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -243,8 +243,9 @@ impl Keeper {
 
     async fn take(&mut self, first: Message, messages: &mut mpsc::Receiver<Message>) {
         let (visits, settlements) = gather(first, messages);
-        if !visits.is_empty() && !self.answer(visits).await {
-            refuse_waiting(messages);
+        let visits: Vec<_> = visits.into_iter().filter_map(Visit::serve_known).collect();
+        if !visits.is_empty() {
+            self.answer(visits, messages).await;
         }
         for Settle { counters, reply, .. } in settlements {
             // Who asked may have gone; the leases are settled all the same.
@@ -252,24 +253,22 @@ impl Keeper {
         }
     }
 
-    /// Whether the store answered.
-    async fn answer(&mut self, visits: Vec<Visit>) -> bool {
+    async fn answer(&mut self, visits: Vec<Visit>, messages: &mut mpsc::Receiver<Message>) {
         let questions = visits.iter().map(|visit| self.question(&visit.counter, |left| visit.wanted(left))).collect();
         let grants = self.ask(questions).await;
-        let mut answered = false;
+        // Before anybody hears of it, who may then ask about something else.
+        if grants.iter().all(Option::is_none) {
+            refuse_waiting(messages);
+        }
         for (visit, grant) in visits.into_iter().zip(grants) {
             match grant {
-                Some(grant) => {
-                    answered = true;
-                    visit.serve(grant);
-                }
+                Some(grant) => visit.serve(grant),
                 None => {
                     visit.counter.doubt();
                     visit.refuse();
                 }
             }
         }
-        answered
     }
 
     /// Gives back the leases of `counters`, and tells the store what it does not know.

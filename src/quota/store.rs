@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use tokio::sync::{mpsc, oneshot};
 
 use super::calendar::Window;
-use super::counter::{Balance, Counter, Grant, Hold, Terms, next_window};
+use super::counter::{Attempt, Balance, Counter, Grant, Hold, Terms, next_window};
 use super::shared::{self, Shared};
 use super::{Limit, Period, Place, Settled, StoreError};
 use crate::auth::{self, KeyId};
@@ -324,6 +324,26 @@ impl Visit {
                 Want::TopUp => (),
             }
         }
+    }
+
+    /// Answers what can be decided without the store by now: what others asked for may be enough. `None`: that was all.
+    pub(super) fn serve_known(mut self) -> Option<Self> {
+        let mut rest = Vec::new();
+        for want in self.wants {
+            match want {
+                Want::Charge { units, now, reply } => match self.counter.charge(units, now) {
+                    Attempt::Held { hold, balance, low } => {
+                        rest.extend(low.then_some(Want::TopUp));
+                        drop(reply.send(Ok((Some(hold), balance))));
+                    }
+                    Attempt::Exhausted(balance) => drop(reply.send(Ok((None, balance)))),
+                    Attempt::Short => rest.push(Want::Charge { units, now, reply }),
+                },
+                Want::Look { .. } | Want::TopUp => rest.push(want),
+            }
+        }
+        self.wants = rest;
+        (!self.wants.is_empty()).then_some(self)
     }
 
     pub(super) fn refuse(self) {

@@ -12,5 +12,6 @@ mod numeric;
 mod process;
 mod quota;
 mod server;
+mod shared_quota;
 mod support;
 mod tidy;
