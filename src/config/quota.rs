@@ -72,7 +72,7 @@ fn namespace(text: &str) -> Option<String> {
 
 /// What is only for a shared store is a mistake without one: it would be a promise that nobody keeps.
 fn check_embedded(s: &mut Section<'_>, on_store_down: OnStoreDown) {
-    for key in ["store_password", "store_password_file", "namespace", "lease"] {
+    for key in ["store_password", "store_password_file", "lease"] {
         if s.has(key) {
             s.mistake(key, "expected a shared `store` with it, such as \"redis://host:6379\"");
         }

@@ -403,14 +403,32 @@ gate.toml:3: plans.basic.period: found "year", expected "day", "week" or "month"
 gate.toml:4: plans.basic.unit: found "bytes", expected "rows" or "requests"
 
 [quota]
+store = "dynamodb://table"
+=> gate.toml:2: quota.store: found "dynamodb://table", expected "embedded" or "redis://host:6379": what was found comes in a later release
+
+[quota]
+store = "redis://host/users?protocol=3"
+=> gate.toml:2: quota.store: found "redis://host/users?protocol=3", expected "embedded" or "redis://host:6379"
+
+[quota]
 store = "redis://host:6379"
-=> gate.toml:2: quota.store: found "redis://host:6379", expected "embedded": what was found comes in a later release
+namespace = "a b"
+lease = 0
+on_store_down = "retry"
+[plans.vast]
+quota = 9223372036854775807
+=> gate.toml:2: quota.store: counts to 9007199254740992 at most, and the plan "vast" has more
+gate.toml:3: quota.namespace: found "a b", expected 1 to 64 of A-Z a-z 0-9 . _ -
+gate.toml:4: quota.lease: found 0, expected a whole number from 1 to 9007199254740992
+gate.toml:5: quota.on_store_down: found "retry", expected "lease", "closed" or "open"
 
 [quota]
 store = "mysql"
+lease = 1
 on_store_down = "open"
-=> gate.toml:2: quota.store: found "mysql", expected "embedded"
-gate.toml:3: quota.on_store_down: found "open", expected "lease": what was found comes in a later release
+=> gate.toml:2: quota.store: found "mysql", expected "embedded" or "redis://host:6379"
+gate.toml:3: quota.lease: expected a shared `store` with it, such as "redis://host:6379"
+gate.toml:4: quota.on_store_down: expected "lease" with the embedded store; the others need a shared `store`
 
 [metrics]
 max_series = 0
@@ -675,6 +693,7 @@ unit = "requests" # gate.toml:30
 
 [quota]
 store = "embedded" # default
+namespace = "modelgate" # default
 on_store_down = "lease" # default
 
 [metrics]
