@@ -457,6 +457,24 @@ async fn a_wrong_password_is_a_store_that_is_down() {
 }
 
 #[tokio::test]
+async fn a_user_with_the_documented_rights_is_enough() {
+    let server = Server::start();
+    let page = include_str!("../../docs/shared-quota.md");
+    let rights = page.lines().find_map(|line| line.strip_prefix("For an ACL user: `")).unwrap().trim_end_matches("`.");
+    let rights = rights.replace("<namespace>", "test");
+    let words = ["ACL", "SETUSER", "gateway", "on", ">secret"].into_iter().chain(rights.split(' '));
+    let answer = server.command(&words.collect::<Vec<_>>());
+    assert!(answer.starts_with("+OK"), "{answer}");
+    let mut bench = Bench::leased(&server.url(), 100);
+    bench.redis.url.set_username("gateway").unwrap();
+    bench.redis.password = Some(SecretString::from("secret"));
+    assert_eq!(bench.spend(&*bench.gateway().await, 200).await, 100);
+    bench.redis.namespace = "other".into();
+    let quota = bench.gateway_on_its_way();
+    assert!(matches!(bench.reserve(&quota, 1).await, Err(Refusal::StoreDown)), "another deployment's keys");
+}
+
+#[tokio::test]
 async fn gateways_whose_clocks_differ_count_in_one_window() {
     let server = Server::start();
     let bench = Bench::exact(&server.url(), 90);
