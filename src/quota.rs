@@ -194,6 +194,10 @@ pub struct Settled {
     pub counters: usize,
 }
 
+/// Counters that are settled with a shared store at one time: requests wait behind them. The rest is for the next time,
+/// unless their own charges settle them before.
+const SETTLED_AT_ONCE: usize = 2048;
+
 /// Every caller's use.
 #[derive(Debug)]
 pub struct Quota {
@@ -317,10 +321,10 @@ impl Quota {
     /// # Errors
     /// When the store cannot be written; nothing is forgotten then.
     pub async fn settle_once(&self, now: Timestamp) -> Result<Settled, StoreError> {
-        let connection = self.store.shared().map(Shared::connection);
-        let is_unconfirmed =
-            |counter: &Counter| connection.is_some_and(|connection| counter.is_unconfirmed(connection));
-        let settled = self.settle(now, |counter| counter.is_idle(now) || is_unconfirmed(counter)).await?;
+        let settled = match self.store.shared().map(Shared::connection) {
+            None => self.settle(now, usize::MAX, |counter| counter.is_idle(now)).await?,
+            Some(connection) => self.settle(now, SETTLED_AT_ONCE, |counter| counter.is_due(connection, now)).await?,
+        };
         let elapsed = self.elapsed();
         self.accounts.write().retain(|_, account| Arc::strong_count(account) > 1 || !account.is_idle(elapsed, now));
         Ok(settled)
@@ -331,14 +335,20 @@ impl Quota {
     /// # Errors
     /// When the store cannot be written; nothing is forgotten then.
     pub async fn settle_all(&self, now: Timestamp) -> Result<Settled, StoreError> {
-        self.settle(now, |_| true).await
+        self.settle(now, usize::MAX, |_| true).await
     }
 
-    async fn settle(&self, now: Timestamp, which: impl Fn(&Counter) -> bool) -> Result<Settled, StoreError> {
+    async fn settle(
+        &self,
+        now: Timestamp,
+        most: usize,
+        which: impl Fn(&Counter) -> bool,
+    ) -> Result<Settled, StoreError> {
         // Also those without a lease: one may be on its way, and the thread answers in order.
         let counters = {
             let accounts = self.accounts.read();
-            accounts.values().filter_map(|account| account.counter.clone()).filter(|counter| which(counter)).collect()
+            let counters = accounts.values().filter_map(|account| account.counter.as_ref());
+            counters.filter(|counter| which(counter)).take(most).cloned().collect()
         };
         self.store.settle(counters, now).await
     }

@@ -186,10 +186,6 @@ impl Counter {
         self.terms.lease
     }
 
-    fn is_shared(&self) -> bool {
-        self.terms.windows == Windows::TheStores
-    }
-
     /// Takes `units` if that can be decided without the store. A window that the store once called used up stays so
     /// here, but for what is given back here: who is exhausted and keeps asking costs no disk access.
     pub(super) fn charge(self: &Arc<Self>, units: u64, now: Timestamp) -> Attempt {
@@ -274,11 +270,20 @@ impl Counter {
     /// for a store that loses its memory.
     pub(super) fn is_forgettable(&self, now: Timestamp) -> bool {
         let ledger = self.ledger.lock();
-        let is_remembered = self.is_shared() && ledger.shared.held > 0 && self.current(&ledger, now).is_some();
+        let Shares { held, unsure, .. } = ledger.shared;
+        let is_remembered =
+            self.terms.windows == Windows::TheStores && (held > 0 || unsure) && self.current(&ledger, now).is_some();
         ledger.left == 0 && !is_remembered
     }
 
-    /// Whether the store should hear of this: it has not confirmed everything, or forgets, since it was connected anew.
+    /// Whether a settlement with a shared store has something to do here.
+    pub(super) fn is_due(&self, connection: u64, now: Timestamp) -> bool {
+        let rests = self.is_idle(now) && self.ledger.lock().left > 0;
+        rests || self.is_unconfirmed(connection)
+    }
+
+    /// Whether the store should hear of this: it has not confirmed everything, or was connected anew and may have
+    /// forgotten.
     pub(super) fn is_unconfirmed(&self, connection: u64) -> bool {
         let shares = self.ledger.lock().shared;
         shares.unsure || shares.held != shares.confirmed || (shares.held > 0 && shares.connection != connection)

@@ -9,6 +9,7 @@
 //! thread asks, until there is an answer.
 
 use std::num::NonZeroU64;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -73,6 +74,9 @@ pub struct Health {
 
 /// A call takes no longer, with connecting if need be: it is on the way of a request.
 const BUDGET: Duration = Duration::from_millis(50);
+
+/// Connecting takes no longer where no request waits for it: TLS may need more than a call has.
+const CONNECT: Duration = Duration::from_secs(2);
 
 /// Failures in a row after which no request waits for the store.
 const FAILURES: u32 = 5;
@@ -205,7 +209,7 @@ struct Keeper {
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error("no answer within {} ms", BUDGET.as_millis())]
+    #[error("it took too long")]
     Late,
     #[error(transparent)]
     Redis(#[from] RedisError),
@@ -298,13 +302,39 @@ impl Keeper {
         counter.return_lease().is_some() || is_unconfirmed
     }
 
-    /// Asks for nothing of a key that nobody has: whether the store is there, and can be written.
+    /// Connects, and asks for nothing of a key that nobody has: whether the store is there, and can be written.
     async fn probe(&mut self, messages: &mut mpsc::Receiver<Message>) {
+        if self.connection.is_none() && !self.connect_meanwhile(messages).await {
+            return;
+        }
         let limit = Limit { amount: NonZeroU64::MIN, period: Period::Day };
         let report = Report { window: None, confirmed: 0, held: 0, seen: 0, left: 0 };
         let probe = Question { key: format!("{}:probe", self.namespace), limit, report, want: 0 };
         if self.ask(vec![probe]).await.iter().any(Option::is_none) {
             refuse_waiting(messages);
+        }
+    }
+
+    /// Connects while it refuses who asks. Whether there is a connection now.
+    async fn connect_meanwhile(&mut self, messages: &mut mpsc::Receiver<Message>) -> bool {
+        let client = self.client.clone();
+        let mut connecting = pin!(connect(&client, Instant::now() + CONNECT));
+        let connected = loop {
+            tokio::select! {
+                connected = &mut connecting => break connected,
+                Some(message) = messages.recv() => refuse(message),
+            }
+        };
+        match connected {
+            Ok(connection) => {
+                self.keep(connection);
+                true
+            }
+            Err(failure) => {
+                self.shared.calls.fetch_add(1, Ordering::Relaxed);
+                self.note(Err(failure));
+                false
+            }
         }
     }
 
@@ -364,12 +394,13 @@ impl Keeper {
         if let Some(connection) = &self.connection {
             return Ok(connection.clone());
         }
-        // The budget is for connecting and asking together, so the crate's own limits are not needed.
-        let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-        let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
-        let connection = timeout_at(until, connecting).await.map_err(late)??;
+        let connection = connect(&self.client, until).await?;
+        Ok(self.keep(connection))
+    }
+
+    fn keep(&mut self, connection: MultiplexedConnection) -> MultiplexedConnection {
         self.shared.connection.fetch_add(1, Ordering::Relaxed);
-        Ok(self.connection.insert(connection).clone())
+        self.connection.insert(connection).clone()
     }
 
     /// Logs when the store goes down and when it is back, not every call in between.
@@ -400,6 +431,13 @@ impl Keeper {
     }
 }
 
+async fn connect(client: &Client, until: Instant) -> Result<MultiplexedConnection, Failure> {
+    // The crate's own limits are for each step; ours is for all of them.
+    let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+    let connecting = client.get_multiplexed_async_connection_with_config(&config);
+    Ok(timeout_at(until, connecting).await.map_err(late)??)
+}
+
 fn late(_elapsed: tokio::time::error::Elapsed) -> Failure {
     Failure::Late
 }
@@ -407,10 +445,14 @@ fn late(_elapsed: tokio::time::error::Elapsed) -> Failure {
 /// Those who waited behind a call that failed have waited long enough.
 fn refuse_waiting(messages: &mut mpsc::Receiver<Message>) {
     while let Ok(message) = messages.try_recv() {
-        match message {
-            Message::Ask(ask) => ask.refuse(),
-            // Who gave up waiting does not need the answer.
-            Message::Settle(Settle { reply, .. }) => drop(reply.send(Err(StoreError::Unreachable))),
-        }
+        refuse(message);
+    }
+}
+
+fn refuse(message: Message) {
+    match message {
+        Message::Ask(ask) => ask.refuse(),
+        // Who gave up waiting does not need the answer.
+        Message::Settle(Settle { reply, .. }) => drop(reply.send(Err(StoreError::Unreachable))),
     }
 }
