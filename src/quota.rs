@@ -410,7 +410,7 @@ impl Account {
         let bucket_is_full = self.bucket.as_ref().is_none_or(|bucket| bucket.is_full(elapsed));
         // A charge under way, or a question to the store, holds the counter too.
         let is_settled = |counter: &Arc<Counter>| {
-            Arc::strong_count(counter) == 1 && counter.is_forgettable(now) && counter.is_idle(now)
+            Arc::strong_count(counter) == 1 && counter.is_forgettable() && counter.is_idle(now)
         };
         bucket_is_full && self.counter.as_ref().is_none_or(is_settled)
     }

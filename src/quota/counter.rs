@@ -27,6 +27,9 @@ const IDLE: SignedDuration = SignedDuration::from_secs(60);
 /// How long a shared store's word that a window is used up is taken for true: other gateways give leases back.
 const USED_UP_FOR: Duration = Duration::from_secs(1);
 
+/// We end a window up to a round trip before the store does. Who forgot it must not ask about it again.
+const SURELY_OVER: Duration = Duration::from_secs(1);
+
 /// How a store gives a quota out.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms {
@@ -135,6 +138,7 @@ pub(super) struct Confirmed {
 /// What a shared store is told of this gateway's part.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Report {
+    /// `None` where the store has not said which it is.
     pub(super) window: Option<Window>,
     pub(super) confirmed: u64,
     pub(super) held: u64,
@@ -268,11 +272,11 @@ impl Counter {
 
     /// Whether asking the store again would tell all that is known here. A share is remembered until its window ends,
     /// for a store that loses its memory.
-    pub(super) fn is_forgettable(&self, now: Timestamp) -> bool {
+    pub(super) fn is_forgettable(&self) -> bool {
         let ledger = self.ledger.lock();
-        let Shares { held, unsure, .. } = ledger.shared;
-        let is_remembered =
-            self.terms.windows == Windows::TheStores && (held > 0 || unsure) && self.current(&ledger, now).is_some();
+        let Shares { held, unsure, ends, .. } = ledger.shared;
+        let is_over = ends.is_none_or(|ends| Instant::now() > ends + SURELY_OVER);
+        let is_remembered = (held > 0 || unsure) && !is_over;
         ledger.left == 0 && !is_remembered
     }
 
@@ -302,9 +306,11 @@ impl Counter {
     /// What to tell a shared store.
     pub(super) fn report(&self) -> Report {
         let ledger = self.ledger.lock();
-        let Shares { held, confirmed, .. } = ledger.shared;
-        let seen = ledger.given.saturating_sub(held - confirmed);
-        Report { window: ledger.window, confirmed, held, seen, left: ledger.left }
+        let Shares { held, confirmed, told, ends, .. } = ledger.shared;
+        let seen = ledger.given.saturating_sub(held.saturating_sub(confirmed));
+        // A window that began by our own clock is the store's present one, whatever its number is there.
+        let is_known = told.is_some() || ends.is_some_and(|ends| ends <= Instant::now());
+        Report { window: ledger.window.filter(|_| is_known), confirmed, held, seen, left: ledger.left }
     }
 
     /// A call was not answered: the store may or may not have done what it was asked.
@@ -386,7 +392,8 @@ impl Ledger {
             self.shared.held += grant.granted;
         } else {
             self.left = grant.granted;
-            self.shared = Shares { held, ..Shares::default() };
+            let lent = if self.shared.told.is_none() { self.shared.lent } else { 0 };
+            self.shared = Shares { held, lent, ..Shares::default() };
         }
         self.window = Some(grant.window);
         let shares = &mut self.shared;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::civil::{Date, Weekday};
 use jiff::{Timestamp, ToSpan};
 use modelgate::auth::{self, Access, ApiKeys, Caller};
-use modelgate::quota::{Charge, Config, Limit, OnStoreDown, Period, Place, Plan, Quota, Redis, Refusal, Unit};
+use modelgate::quota::{Charge, Config, Health, Limit, OnStoreDown, Period, Place, Plan, Quota, Redis, Refusal, Unit};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::task::JoinSet;
 
@@ -47,7 +47,12 @@ impl Bench {
     /// A gateway that has connected.
     async fn gateway(&self) -> Arc<Quota> {
         let quota = Arc::new(self.gateway_on_its_way());
-        eventually("the store to answer", async || quota.shared_store().unwrap().calls > 0).await;
+        eventually("the store to answer", async || {
+            let Health { calls, failures, .. } = quota.shared_store().unwrap();
+            // The second waits its turn behind the first call.
+            calls > failures && quota.settle_all(noon()).await.is_ok()
+        })
+        .await;
         quota
     }
 
@@ -68,15 +73,13 @@ impl Bench {
 
     /// The same until the store has decided: on a busy machine its answer can be late.
     async fn decided(&self, quota: &Quota, rows: u64) -> Option<Charge> {
-        let mut outcome = None;
-        eventually("an answer of the store", async || {
-            let reserved = self.reserve(quota, rows).await;
-            let is_decided = !matches!(reserved, Err(Refusal::StoreDown));
-            outcome = reserved.ok();
-            is_decided
-        })
-        .await;
-        outcome
+        for _ in 0..1000 {
+            match self.reserve(quota, rows).await {
+                Err(Refusal::StoreDown) => tokio::time::sleep(Duration::from_millis(2)).await,
+                decided => return decided.ok(),
+            }
+        }
+        panic!("waited in vain for the store to decide");
     }
 
     /// Tries `rows` one by one and says how many were admitted.
@@ -276,6 +279,19 @@ async fn an_answer_that_was_lost_charges_nothing_in_the_end() {
     is_back(&quota).await;
     assert_eq!(bench.given(&server), 1);
     assert_eq!(bench.spend(&quota, 200).await, 99);
+}
+
+#[tokio::test]
+async fn a_first_answer_that_was_lost_charges_nothing_either() {
+    let server = Server::start();
+    let wire = Wire::to(&server).await;
+    let bench = Bench::exact(&wire.url(), 100);
+    let quota = bench.gateway().await;
+    wire.becomes(Weather::AnswersStuck);
+    assert!(matches!(bench.reserve(&quota, 20).await, Err(Refusal::StoreDown)));
+    assert_eq!(bench.given(&server), 20);
+    wire.becomes(Weather::Fair);
+    assert_eq!(bench.spend(&quota, 200).await, 100);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -33,7 +33,8 @@ elseif last then
 end
 
 local base = mine
-if its_window == window then
+-- One that was told of no window speaks of this one.
+if its_window == window or not its_window then
     if mine < confirmed then
         -- Restarted empty, or a replica that lagged: the gateway's memory is the better one.
         local lost = confirmed - mine
