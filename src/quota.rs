@@ -254,13 +254,11 @@ impl Quota {
                 (Some(hold), balance)
             }
             Attempt::Exhausted(balance) => (None, balance),
-            Attempt::Short => match self.store.charge(Arc::clone(counter), units, now).await {
-                Ok(charged) => charged,
-                Err(Down) => {
-                    is_degraded = true;
-                    self.lend(counter, units, now)?
-                }
-            },
+            Attempt::Short => {
+                let charged = self.store.charge(Arc::clone(counter), units, now).await;
+                is_degraded |= charged.is_err();
+                charged.or_else(|Down| self.lend(counter, units, now))?
+            }
         };
         let quota = counter.standing(balance, now);
         if hold.is_none() {

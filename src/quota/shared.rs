@@ -265,12 +265,11 @@ impl Keeper {
             refuse_waiting(messages);
         }
         for (visit, grant) in visits.into_iter().zip(grants) {
-            match grant {
-                Some(grant) => visit.serve(grant),
-                None => {
-                    visit.counter.doubt();
-                    visit.refuse();
-                }
+            if let Some(grant) = grant {
+                visit.serve(grant);
+            } else {
+                visit.counter.doubt();
+                visit.refuse();
             }
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! The server is on the PATH, or comes from `scripts/test-servers.sh`.
 
-use std::io::{BufRead, BufReader, Write};
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -62,7 +63,7 @@ impl Server {
         let mut socket = TcpStream::connect(self.address).unwrap();
         let mut text = format!("*{}\r\n", words.len());
         for word in words {
-            text.push_str(&format!("${}\r\n{word}\r\n", word.len()));
+            write!(text, "${}\r\n{word}\r\n", word.len()).unwrap();
         }
         text.push_str("*1\r\n$4\r\nQUIT\r\n");
         socket.write_all(text.as_bytes()).unwrap();
