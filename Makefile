@@ -3,7 +3,7 @@
 PYTHON ?= python3
 CARGO ?= cargo
 
-.PHONY: help demo test check bench servers acceptance clean-demo
+.PHONY: help demo test check bench servers acceptance
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,12 @@ check: lib/libonnxruntime ## format, lints, licences and advisories
 
 bench: lib/libonnxruntime ## the figures of BENCHMARKS.md, measured side by side
 	$(CARGO) bench --locked --bench request
+
+acceptance: lib/libonnxruntime ## the main job on real data: make acceptance DATA=folder
+	test -d .venv/acceptance || $(PYTHON) -m venv .venv/acceptance
+	.venv/acceptance/bin/pip install --quiet --requirement acceptance/requirements.txt
+	$(CARGO) build --release --locked
+	.venv/acceptance/bin/python acceptance/run.py $(DATA)
 
 servers: ## the MLflow and Redis servers the tests talk to, in .venv/
 	scripts/test-servers.sh

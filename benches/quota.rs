@@ -21,7 +21,7 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 use modelgate::auth::{self, Access, ApiKeys, Caller};
-use modelgate::quota::{Config, Limit, OnStoreDown, Period, Place, Plan, Quota, Redis, Unit};
+use modelgate::quota::{Config, Limit, Location, OnStoreDown, Period, Plan, Quota, Redis};
 use secrecy::ExposeSecret;
 use tokio::task::JoinSet;
 
@@ -36,11 +36,11 @@ fn main() {
     let redis = |lease| {
         let url = url.parse().unwrap();
         let namespace = format!("bench-{lease:?}");
-        Place::Redis(Redis { url, password: None, namespace, lease, on_store_down: OnStoreDown::Closed })
+        Location::Redis(Redis { url, password: None, namespace, lease, on_store_down: OnStoreDown::Closed })
     };
     println!("{:<34}{:>10}{:>10}{:>12}", "one charge", "wall", "CPU", "round trips");
     let cases = [
-        ("embedded", Place::File(folder.path().join("usage.db")), 1, 5_000_000),
+        ("embedded", Location::File(folder.path().join("usage.db")), 1, 5_000_000),
         ("shared, leases of 1000", redis(None), 1, 5_000_000),
         ("shared, leases of 100", redis(NonZeroU64::new(100)), 1, 500_000),
         ("shared, exact", redis(NonZeroU64::new(1)), 1, 20_000),
@@ -75,7 +75,7 @@ async fn spend(quota: &Arc<Quota>, caller: &Arc<Caller>, tasks: u64, charges: u6
 
 fn plans() -> BTreeMap<auth::PlanName, Plan> {
     let limit = Limit { amount: NonZeroU64::new(AMOUNT).unwrap(), period: Period::Day };
-    BTreeMap::from([("bench".into(), Plan { throttle: None, quota: Some(limit), unit: Unit::Rows })])
+    BTreeMap::from([("bench".into(), Plan { quota: Some(limit), ..Plan::default() })])
 }
 
 fn caller(folder: &Path) -> Arc<Caller> {

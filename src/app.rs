@@ -16,9 +16,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::auth::ApiKeys;
+use crate::capture::sink::Sink;
 use crate::capture::{self, Capture};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::drift::Drift;
 use crate::manager::Manager;
 use crate::metrics::{Metrics, cloudwatch};
 use crate::model::runtime::Runtime;
@@ -30,8 +32,12 @@ use crate::server::{self, Readiness, State, Traffic};
 use crate::task::{self, Tasks};
 use crate::telemetry;
 
+mod baseline;
+pub mod dashboard;
 mod demo;
+pub mod replay;
 
+pub use baseline::{BaselineSources, FeatureSource, baseline};
 pub use demo::demo;
 
 /// How soon a key that was revoked in another process stops working here.
@@ -42,6 +48,9 @@ const SETTLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often segments are looked at for being full or old.
 const CAPTURE_FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often drift is looked at: a few times in each step of the shortest window, and before each flush to CloudWatch.
+const DRIFT_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How long a stop waits for measurements and samples to be taken. Samples that are not stay on disk for the next start.
 const LAST_FLUSH: Duration = Duration::from_secs(15);
@@ -94,13 +103,14 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     let keys = Arc::new(ApiKeys::open(config.auth, &mut getrandom::fill)?);
     let quota = Arc::new(Quota::open(config.quota)?);
     let metrics = Metrics::new(config.metrics);
+    let drift = Drift::new(config.drift);
     let aws = Aws::default();
     let (capture, capture_writer) = open_capture(config.capture, &aws, seed).await?;
     let (models, publisher) = model::published(config.manager.models.iter().map(|model| model.name.clone()));
     let cache = Cache::open(config.data_dir.join("cache")).context("cannot open the model cache")?;
     let registry = Registry::new(config.registry, http_client()?);
     let poll_interval = config.manager.poll_interval;
-    let manager = Manager::new(registry, cache, runtime.clone(), publisher, config.manager);
+    let manager = Manager::new(registry, cache, runtime.clone(), publisher, drift.clone(), config.manager);
 
     let data = bind(config.server.listen, "server.listen").await?;
     let admin = bind(config.server.admin_listen, "server.admin_listen").await?;
@@ -110,6 +120,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
         quota: Arc::clone(&quota),
         models: models.clone(),
         metrics: metrics.clone(),
+        drift: drift.clone(),
         capture,
         readiness: readiness.clone(),
         clock: clock.clone(),
@@ -137,6 +148,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     back.spawn("registry", follow_registry(manager, clock.clone(), seed, back.stopping()));
     back.spawn("keys", refresh_keys(keys, back.stopping()));
     back.spawn("usage", settle_usage(quota, clock.clone(), back.stopping()));
+    back.spawn("drift", follow_drift(drift, running.models.clone(), metrics.clone(), clock.clone(), back.stopping()));
     if let Some(writer) = capture_writer {
         back.spawn("capture", write_samples(writer, clock.clone(), back.stopping()));
     }
@@ -182,11 +194,11 @@ impl Running {
 /// # Errors
 /// When it cannot be built, or a part of it died.
 pub fn serve(config: Config) -> anyhow::Result<()> {
-    serve_and_tell(config, |_| {})
+    serve_and_tell(config, async |_| {})
 }
 
-/// The same; `ready` is called once it listens.
-fn serve_and_tell(config: Config, ready: impl FnOnce(&Running)) -> anyhow::Result<()> {
+/// The same; `tell` is called once it listens.
+fn serve_and_tell(config: Config, tell: impl AsyncFnOnce(&Running)) -> anyhow::Result<()> {
     let _telemetry = telemetry::init(&config.telemetry)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -195,7 +207,7 @@ fn serve_and_tell(config: Config, ready: impl FnOnce(&Running)) -> anyhow::Resul
         .context("cannot start the async runtime")?;
     runtime.block_on(async {
         let running = start(config, Surroundings::of_the_machine()?).await?;
-        ready(&running);
+        tell(&running).await;
         tokio::select! {
             signal = signalled() => info!("{} received; finishing what is under way, once more to exit at once", signal?),
             () = running.broken() => {}
@@ -244,16 +256,19 @@ async fn open_capture(
     seed: u64,
 ) -> anyhow::Result<(Capture, Option<capture::Writer>)> {
     let Some(config) = config else { return Ok((Capture::off(), None)) };
-    let sink = match &config.sink {
-        capture::sink::Config::Directory(folder) => capture::sink::Sink::Directory(folder.clone()),
-        capture::sink::Config::S3 { bucket, prefix } => capture::sink::Sink::S3 {
-            client: s3_client(aws.config().await),
-            bucket: bucket.clone(),
-            prefix: prefix.clone(),
-        },
-    };
-    let (capture, writer) = capture::open(config, sink, seed)?;
+    let sink = open_sink(&config.sink, aws).await;
+    let (capture, writer) = capture::open(config, sink, &mut getrandom::fill, seed)?;
     Ok((capture, Some(writer)))
+}
+
+async fn open_sink(config: &capture::sink::Config, aws: &Aws) -> Sink {
+    match config {
+        capture::sink::Config::Directory(folder) => Sink::Directory(folder.clone()),
+        capture::sink::Config::S3 { bucket, prefix } => {
+            let (bucket, prefix) = (bucket.clone(), prefix.clone());
+            Sink::S3 { client: s3_client(aws.config().await), bucket, prefix }
+        }
+    }
 }
 
 async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
@@ -342,6 +357,15 @@ async fn settle_usage(quota: Arc<Quota>, clock: Clock, stop: CancellationToken) 
     }
     if let Err(error) = quota.settle_all(clock.now()).await {
         warn!("cannot write the last usage; callers may get fewer requests than their quota: {error}");
+    }
+}
+
+async fn follow_drift(drift: Drift, models: Models, metrics: Metrics, clock: Clock, stop: CancellationToken) {
+    let mut pace = Pace::new(DRIFT_INTERVAL, stop);
+    while pace.next().await {
+        let now = clock.now();
+        drift.settle_once(now);
+        metrics.show_drift(&drift.reports(&models.snapshot(), now));
     }
 }
 

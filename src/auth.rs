@@ -1,29 +1,40 @@
 //! API key → [`Caller`]. Keys are kept as keyed hashes; the key itself is shown once and never again.
-
 //!
 //! The store is one SQLite file that other processes may write (`modelgate keys`); requests look at a copy in memory.
 
+mod attempts;
+mod import;
 mod key;
+mod lifecycle;
 mod pepper;
 mod private;
+mod scope;
 pub(crate) mod store;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use foldhash::fast::RandomState;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use rusqlite::Connection;
-use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
 
+use attempts::{Attempts, Subject};
 use pepper::{Digest, Pepper};
 use store::StoredKey;
+
+pub use import::{ImportError, Imported, Mistake, Plans};
+pub use key::well_formed_id;
+pub use lifecycle::NewKey;
+pub use scope::{NoScope, Scope, Scopes};
 
 /// The name of a usage plan, as in `[plans.<name>]`.
 pub type PlanName = Arc<str>;
@@ -66,7 +77,11 @@ pub struct Caller {
     pub name: Arc<str>,
     /// The plan the key is on.
     pub plan: PlanName,
+    /// What its use is counted under: the id of the first of the keys that replaced each other, so that a rotation
+    /// opens no second quota.
+    pub account: KeyId,
     access: Access,
+    scopes: Scopes,
 }
 
 /// A key as its owner may see it.
@@ -84,6 +99,16 @@ pub struct KeyRecord {
     pub expires: Option<Timestamp>,
     /// When it was revoked, if it was.
     pub revoked: Option<Timestamp>,
+    /// What its use is counted under: its own id, or that of the first key it replaces.
+    pub account: KeyId,
+    /// The key that was made in its place, if one was.
+    pub replaced_by: Option<KeyId>,
+    /// Since when it is disabled, if it is.
+    pub disabled: Option<Timestamp>,
+    /// What it may do, of what the plan allows.
+    pub scopes: Scopes,
+    /// Whether it was made elsewhere and has a form of its own.
+    pub imported: bool,
 }
 
 /// Why a request has no caller.
@@ -101,6 +126,18 @@ pub enum AuthError {
     /// The key's plan does not allow it.
     #[error("the key's plan does not allow this model")]
     NotAllowed,
+    /// The plan may allow it, the key's scopes do not.
+    #[error("the key's scopes do not allow this")]
+    OutOfScope,
+    /// The key is right, and switched off.
+    #[error("the key is disabled")]
+    Disabled,
+    /// Too many keys that are none, from this address or under this key id.
+    #[error("too many attempts with keys that are not valid")]
+    Throttled {
+        /// When the next attempt counts.
+        retry_after: Duration,
+    },
 }
 
 /// What went wrong with the key store. The messages of what only an operator can mend say how.
@@ -183,6 +220,20 @@ pub enum StoreError {
     /// A name nobody could read back.
     #[error("a key's name is 1 to {NAME_MAX_CHARS} characters without control characters")]
     BadName,
+    /// A key that has ended cannot be replaced or enabled.
+    #[error("the key `{0}` has ended: make a new one with `keys create`")]
+    Ended(KeyId),
+    /// A key has one successor.
+    #[error("the key `{id}` was replaced by `{by}`: rotate that one")]
+    Replaced {
+        /// The key.
+        id: KeyId,
+        /// Its successor.
+        by: KeyId,
+    },
+    /// Keys from elsewhere that cannot be taken over.
+    #[error(transparent)]
+    Import(#[from] ImportError),
 }
 
 fn listed(plans: &[PlanName]) -> String {
@@ -193,13 +244,21 @@ impl Caller {
     /// Whether this caller may use `model`.
     ///
     /// # Errors
-    /// When its plan does not name it.
+    /// When its plan or its scopes do not name it.
     pub fn may_use(&self, model: &str) -> Result<(), AuthError> {
         match &self.access {
-            Access::All => Ok(()),
-            Access::Only(models) if models.contains(model) => Ok(()),
-            Access::Only(_) => Err(AuthError::NotAllowed),
+            Access::Only(models) if !models.contains(model) => Err(AuthError::NotAllowed),
+            Access::All | Access::Only(_) if self.scopes.predict(model) => Ok(()),
+            Access::All | Access::Only(_) => Err(AuthError::OutOfScope),
         }
+    }
+
+    /// Whether this caller may read its own usage.
+    ///
+    /// # Errors
+    /// When its scopes do not name it.
+    pub fn may_read_usage(&self) -> Result<(), AuthError> {
+        if self.scopes.read_usage() { Ok(()) } else { Err(AuthError::OutOfScope) }
     }
 }
 
@@ -208,17 +267,89 @@ pub struct ApiKeys {
     plans: BTreeMap<PlanName, Access>,
     pepper: Pepper,
     live: ArcSwap<LiveKeys>,
+    attempts: Attempts,
     store: Mutex<Store>,
 }
 
-/// Keys that are not revoked, by id.
-type LiveKeys = HashMap<key::Id, LiveKey, RandomState>;
+/// Keys that are not revoked.
+#[derive(Default)]
+struct LiveKeys {
+    /// By the id in their text.
+    ours: HashMap<key::Id, LiveKey, RandomState>,
+    /// By the first bytes of their keyed hash: what their text looks like is their maker's business.
+    imported: HashMap<HashPrefix, LiveKey, RandomState>,
+}
+
+/// Of a million keys two begin alike once in forty million stores, and then one of them is not found.
+type HashPrefix = [u8; 8];
 
 struct LiveKey {
     hash: Digest,
     expires: Option<Timestamp>,
+    is_disabled: bool,
+    /// The address it was last used from, as a [`Subject`]'s bits.
+    last_address: AtomicU64,
     /// Made once, so that a request clones a pointer.
     caller: Arc<Caller>,
+}
+
+impl LiveKeys {
+    fn find(&self, id: Option<key::Id>, hash: &Digest) -> Option<&LiveKey> {
+        match id {
+            Some(id) => self.ours.get(&id),
+            None => self.imported.get(prefix(hash)),
+        }
+    }
+
+    /// Takes `key` in, unless it has ended. What `before` knew of its address stays known.
+    fn add(&mut self, key: StoredKey, plans: &BTreeMap<PlanName, Access>, before: &Self) {
+        let StoredKey { record, hash } = key;
+        // What is no id can be no caller's: `key::parse` never yields it.
+        let Some(id) = key::parse_id(&record.id).filter(|_| record.revoked.is_none()) else { return };
+        let id = (!record.imported).then_some(id);
+        let known = before.find(id, &hash).map_or(0, |key| key.last_address.load(Ordering::Relaxed));
+        let live = LiveKey {
+            hash,
+            expires: record.expires,
+            is_disabled: record.disabled.is_some(),
+            last_address: known.into(),
+            caller: Arc::new(caller(record, plans)),
+        };
+        match id {
+            Some(id) => drop(self.ours.insert(id, live)),
+            None => drop(self.imported.insert(*prefix(&live.hash), live)),
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.ours.len() + self.imported.len()
+    }
+}
+
+fn prefix(hash: &Digest) -> &HashPrefix {
+    hash.first_chunk().expect("a digest is longer than its prefix")
+}
+
+/// Who sends the key of `record`.
+fn caller(record: KeyRecord, plans: &BTreeMap<PlanName, Access>) -> Caller {
+    let access = plans.get(record.plan.as_str()).cloned().unwrap_or_else(|| {
+        tracing::warn!(
+            key.id = &*record.id,
+            plan = record.plan,
+            "key `{}` may use no model: its plan `{}` is not configured",
+            record.id,
+            record.plan
+        );
+        Access::Only(BTreeSet::new())
+    });
+    Caller {
+        key_id: record.id,
+        name: record.name.into(),
+        plan: record.plan.into(),
+        account: record.account,
+        access,
+        scopes: record.scopes,
+    }
 }
 
 /// The store's file, and how far it has been read.
@@ -238,7 +369,13 @@ impl ApiKeys {
         let pepper = open_pepper(&mut db, &config.pepper, random)?;
         // No generation is negative: the first look reads everything.
         let store = Store { db, data_version: 0, generation: -1 };
-        let keys = Self { plans: config.plans, pepper, live: ArcSwap::default(), store: Mutex::new(store) };
+        let keys = Self {
+            plans: config.plans,
+            pepper,
+            live: ArcSwap::default(),
+            attempts: Attempts::new(),
+            store: Mutex::new(store),
+        };
         keys.reload(&mut keys.store.lock())?;
         Ok(keys)
     }
@@ -248,52 +385,63 @@ impl ApiKeys {
     /// Whether the id or the secret was wrong is told neither by the answer nor by the time it takes.
     ///
     /// # Errors
-    /// When it is not a key of ours, or no longer.
+    /// When it is not a key of ours, or no longer, or disabled.
     pub fn authenticate(&self, key: &str, now: Timestamp) -> Result<Arc<Caller>, AuthError> {
-        let id = key::parse(key).ok_or(AuthError::Unknown)?;
-        let hash = self.pepper.digest(key);
+        self.verify(&self.live.load(), key, now).map(|key| Arc::clone(&key.caller))
+    }
+
+    /// As [`authenticate`](Self::authenticate), for a request from `address`: ten attempts in a row that fail, and the
+    /// address waits a minute. Attempts under one key id are counted as well, whatever addresses they come from.
+    ///
+    /// Whoever has the right key is let in from any other address, so that guessing at a key shuts nobody out; and from
+    /// this one too if it used the key before, so that behind a load balancer, where all have one address, one cannot
+    /// shut out the others.
+    ///
+    /// # Errors
+    /// As `authenticate`, and when the address or the key id has failed too often.
+    pub fn admit(&self, key: &str, address: IpAddr, now: Timestamp) -> Result<Arc<Caller>, AuthError> {
         let live = self.live.load();
-        let found = live.get(&id);
-        let expected = found.map_or(&[0; 32], |key| &key.hash);
-        let matches = bool::from(hash.ct_eq(expected));
-        match found {
-            Some(key) if matches && key.expires.is_none_or(|end| now < end) => Ok(Arc::clone(&key.caller)),
-            _ => Err(AuthError::Unknown),
+        let from = self.attempts.address(address);
+        let verified = self.verify(&live, key, now);
+        if let Some(retry_after) = self.attempts.wait(from) {
+            let known = verified.ok().filter(|key| key.last_address.load(Ordering::Relaxed) == from.to_bits());
+            return known.map(|key| Arc::clone(&key.caller)).ok_or(AuthError::Throttled { retry_after });
+        }
+        match verified {
+            Ok(key) => {
+                key.note_address(from);
+                Ok(Arc::clone(&key.caller))
+            }
+            Err(AuthError::Unknown) => Err(self.failed(key, from)),
+            Err(error) => Err(error),
         }
     }
 
-    /// Makes a key; the secret is returned once and stored nowhere. Times are kept to the millisecond.
-    ///
-    /// # Errors
-    /// When the name or the plan will not do, or the store cannot be written.
-    pub fn create(
-        &self,
-        name: &str,
-        plan: &str,
-        expires: Option<Timestamp>,
-        now: Timestamp,
-        random: Random<'_>,
-    ) -> Result<(KeyRecord, SecretString), StoreError> {
-        check_name(name)?;
-        if !self.plans.contains_key(plan) {
-            return Err(StoreError::UnknownPlan { plan: plan.to_owned(), known: self.plans.keys().cloned().collect() });
+    /// Counts a failed attempt and says what its answer is.
+    fn failed(&self, key: &str, from: Subject) -> AuthError {
+        let of_address = self.attempts.failed(from);
+        let of_key = key::parse(key).and_then(|id| self.attempts.failed(self.attempts.key(&id)));
+        match of_address.max(of_key) {
+            Some(retry_after) => AuthError::Throttled { retry_after },
+            None => AuthError::Unknown,
         }
-        let (id, secret) = key::generate(random)?;
-        let hash = self.pepper.digest(secret.expose_secret());
-        let record = KeyRecord {
-            id: key::id_text(&id).into(),
-            name: name.to_owned(),
-            plan: plan.to_owned(),
-            created: to_millisecond(now),
-            expires: expires.map(to_millisecond),
-            revoked: None,
-        };
-        let mut store = self.store.lock();
-        let tx = store::write(&mut store.db)?;
-        store::insert(&tx, &record, &hash)?;
-        tx.commit()?;
-        self.reload(&mut store)?;
-        Ok((record, secret))
+    }
+
+    fn verify<'l>(&self, live: &'l LiveKeys, key: &str, now: Timestamp) -> Result<&'l LiveKey, AuthError> {
+        let id = key::parse(key);
+        let can_be_imported = !live.imported.is_empty() && import::is_key(key);
+        if id.is_none() && !can_be_imported {
+            return Err(AuthError::Unknown);
+        }
+        let hash = self.pepper.digest(key);
+        let found = live.find(id, &hash);
+        let expected = found.map_or(&[0; 32], |key| &key.hash);
+        let matches = bool::from(hash.ct_eq(expected));
+        match found {
+            Some(key) if matches && key.is_disabled => Err(AuthError::Disabled),
+            Some(key) if matches && key.expires.is_none_or(|end| now < end) => Ok(key),
+            _ => Err(AuthError::Unknown),
+        }
     }
 
     /// Every key, oldest first, revoked ones included.
@@ -303,26 +451,6 @@ impl ApiKeys {
     pub fn list(&self) -> Result<Vec<KeyRecord>, StoreError> {
         let keys = store::keys(&self.store.lock().db)?;
         Ok(keys.into_iter().map(|key| key.record).collect())
-    }
-
-    /// Ends a key, given by its id. A key that was revoked before keeps its date. Gateways on this store notice at
-    /// their next [`refresh_once`](Self::refresh_once).
-    ///
-    /// # Errors
-    /// When there is no such key, or the store cannot be written.
-    pub fn revoke(&self, id: &str, now: Timestamp) -> Result<KeyRecord, StoreError> {
-        // Who gives the whole key means its id; the error must not show the secret.
-        let Some(id) = key::parse(id).or_else(|| key::parse_id(id)) else {
-            return Err(StoreError::NoSuchKey(id.chars().take(10).collect()));
-        };
-        let id = key::id_text(&id);
-        let mut store = self.store.lock();
-        let tx = store::write(&mut store.db)?;
-        store::revoke(&tx, id, now)?;
-        let revoked = store::key(&tx, id)?.ok_or_else(|| StoreError::NoSuchKey(id.to_owned()))?;
-        tx.commit()?;
-        self.reload(&mut store)?;
-        Ok(revoked.record)
     }
 
     /// Reads the keys again if another process changed them; says whether it did. The last good set stays on failure.
@@ -348,33 +476,27 @@ impl ApiKeys {
         // Quota writes to the same file far more often than keys change.
         let changed = generation != store.generation;
         if changed {
-            let live = store::keys(&tx)?.into_iter().filter_map(|key| self.live_key(key)).collect();
+            let (mut live, before) = (LiveKeys::default(), self.live.load());
+            for key in store::keys(&tx)? {
+                live.add(key, &self.plans, &before);
+            }
             self.live.store(Arc::new(live));
+            // Who was told that a key is none before it was read here is not made to wait for it.
+            self.attempts.forgive();
         }
         tx.commit()?;
         store.data_version = data_version;
         store.generation = generation;
         Ok(changed)
     }
+}
 
-    fn live_key(&self, StoredKey { record, hash }: StoredKey) -> Option<(key::Id, LiveKey)> {
-        if record.revoked.is_some() {
-            return None;
+impl LiveKey {
+    fn note_address(&self, from: Subject) {
+        // Read first: a line of memory that is only read is shared by all processors.
+        if self.last_address.load(Ordering::Relaxed) != from.to_bits() {
+            self.last_address.store(from.to_bits(), Ordering::Relaxed);
         }
-        // What is no id can be no caller's: `key::parse` never yields it.
-        let id = key::parse_id(&record.id)?;
-        let access = self.plans.get(record.plan.as_str()).cloned().unwrap_or_else(|| {
-            tracing::warn!(
-                key.id = &*record.id,
-                plan = record.plan,
-                "key `{}` may use no model: its plan `{}` is not configured",
-                record.id,
-                record.plan
-            );
-            Access::Only(BTreeSet::new())
-        });
-        let caller = Caller { key_id: record.id, name: record.name.into(), plan: record.plan.into(), access };
-        Some((id, LiveKey { hash, expires: record.expires, caller: Arc::new(caller) }))
     }
 }
 
@@ -403,14 +525,4 @@ fn open_pepper(db: &mut Connection, path: &Path, random: Random<'_>) -> Result<P
     }
     tx.commit()?;
     Ok(pepper)
-}
-
-fn check_name(name: &str) -> Result<(), StoreError> {
-    let fits = (1..=NAME_MAX_CHARS).contains(&name.chars().count());
-    if fits && !name.chars().any(char::is_control) { Ok(()) } else { Err(StoreError::BadName) }
-}
-
-/// What the store keeps of a time.
-fn to_millisecond(time: Timestamp) -> Timestamp {
-    Timestamp::from_millisecond(time.as_millisecond()).expect("a millisecond of a timestamp is a timestamp")
 }

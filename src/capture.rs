@@ -3,8 +3,12 @@
 //! [`Capture::offer`] is a side door of the request path: the sampler decides before the record is built, a full queue
 //! drops the newest and counts it. A [`Writer`] appends records to [`spool`] segments on disk, and there they are
 //! accepted: an accepted sample survives a kill of the process. Closed segments become Parquet objects in a [`sink`].
-//! At any quiet moment `sampled = stored + dropped + failed + pending`.
+//! At any quiet moment `sampled = stored + dropped + failed + pending`, and a [manifest] beside the objects says so after every
+//! flush that wrote any.
+//!
+//! [manifest]: manifest
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -15,16 +19,22 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::task::{JoinError, spawn_blocking};
 
+use self::protect::{Policy, Random, Secret};
 use self::queue::Queue;
 use self::spool::Spool;
 use self::upload::Uploader;
-use crate::model::{Features, Identity, Inputs, Outputs};
+use crate::model::{Features, Identity, Inputs, ModelName, Outputs};
 
+mod csv;
+mod jsonl;
+mod manifest;
 pub mod parquet;
+pub mod protect;
 mod queue;
 pub mod segment;
 pub mod sink;
 pub mod spool;
+pub mod stored;
 mod upload;
 
 /// What is kept, and where.
@@ -32,18 +42,36 @@ mod upload;
 pub struct Config {
     /// Where objects go.
     pub sink: sink::Config,
+    /// What objects hold.
+    pub format: Format,
     /// The share of requests that is kept.
     pub rate: SamplingRate,
+    /// The same for single models, in place of `rate`.
+    pub rates: BTreeMap<ModelName, SamplingRate>,
     /// A segment is closed at this many rows…
     pub flush_rows: NonZeroU32,
     /// …or at this age.
     pub flush_age: Duration,
-    /// Features whose values are never written, by the model's or the callers' name for them.
-    pub redact: Vec<String>,
+    /// Features whose values are not written as they came.
+    pub protect: Policy,
+    /// The secret of hashes: `<data_dir>/capture-secret`. Made when a feature is hashed for the first time.
+    pub secret: PathBuf,
     /// Where segments wait: `<data_dir>/spool`.
     pub spool: PathBuf,
     /// The disk the spool may take; above it the newest are dropped and counted.
     pub spool_max_bytes: u64,
+}
+
+/// What objects hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// One Parquet file: see [`parquet`].
+    #[default]
+    Parquet,
+    /// SageMaker's data capture, one request a line.
+    Jsonl,
+    /// The columns of the Parquet file as text, with a header.
+    Csv,
 }
 
 /// A share of requests, 0 to 1.
@@ -95,7 +123,7 @@ impl Record {
 }
 
 /// Rows counted since the process began; a request of ten rows counts ten.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Counts {
     /// Chosen by the sampler, or found in the spool after an earlier process.
     pub sampled: u64,
@@ -154,30 +182,54 @@ pub struct Flushed {
     pub objects: u64,
 }
 
-/// What keeps the spool from being opened.
+/// What keeps capture from being opened.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot open the sample spool in `{path}`")]
-pub struct OpenError {
-    /// The folder.
-    pub path: PathBuf,
-    /// Why.
-    #[source]
-    pub source: std::io::Error,
+pub enum OpenError {
+    /// The spool's folder cannot be used.
+    #[error("cannot open the sample spool in `{path}`")]
+    Spool {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The secret of hashes cannot be made or read.
+    #[error("cannot open the secret of hashed features in `{path}`")]
+    Secret {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
 }
 
-/// The two ends of capture; `seed` is for the sampler, the names of segments and the jitter of tries. Segments that an
-/// earlier process left are listed here, and read by the first [`flush_once`](Writer::flush_once).
+/// The two ends of capture; `random` is for the secret of hashes, `seed` for the sampler, the names of segments and the
+/// jitter of tries. Segments that an earlier process left are listed here, and read by the first
+/// [`flush_once`](Writer::flush_once).
 ///
 /// # Errors
-/// When the spool's folder cannot be used.
-pub fn open(config: Config, sink: sink::Sink, seed: u64) -> Result<(Capture, Writer), OpenError> {
+/// When the spool's folder or the secret cannot be used.
+pub fn open(config: Config, sink: sink::Sink, random: Random<'_>, seed: u64) -> Result<(Capture, Writer), OpenError> {
     let mut seeds = fastrand::Rng::with_seed(seed);
-    let spool = Spool::open(&config, seeds.u64(..)).map_err(|source| OpenError { path: config.spool, source })?;
+    let secret = secret(&config, random)?;
+    let spool = Spool::open(&config, secret, seeds.u64(..));
+    let spool = spool.map_err(|source| OpenError::Spool { path: config.spool, source })?;
     let spool = Arc::new(Mutex::new(spool));
-    let queue = Arc::new(Queue::new(config.rate, seeds.u64(..)));
+    let queue = Arc::new(Queue::new(config.rate, config.rates, seeds.u64(..)));
     let spooler = Spooler { queue: Arc::clone(&queue), spool: Arc::clone(&spool) };
-    let uploader = Uploader::new(sink, spool, Arc::clone(&queue), seeds.u64(..));
+    let uploader = Uploader::new(sink, config.format, spool, Arc::clone(&queue), seeds.u64(..));
     Ok((Capture(Some(Arc::new(Door(queue)))), Writer { spooler, uploader }))
+}
+
+/// The secret, where a feature is hashed.
+fn secret(config: &Config, random: Random<'_>) -> Result<Option<Secret>, OpenError> {
+    if config.protect.hash.is_empty() {
+        return Ok(None);
+    }
+    let opened = Secret::open(&config.secret, random);
+    opened.map(Some).map_err(|source| OpenError::Secret { path: config.secret.clone(), source })
 }
 
 impl Capture {
@@ -187,10 +239,11 @@ impl Capture {
         Self(None)
     }
 
-    /// Offers a request of `rows` rows; `record` is built only if the sampler chose it and there is room.
-    pub fn offer(&self, rows: usize, record: impl FnOnce() -> Record) {
+    /// Offers a request of `rows` rows that `model` answered; `record` is built only if the sampler chose it and there
+    /// is room.
+    pub fn offer(&self, model: &ModelName, rows: usize, record: impl FnOnce() -> Record) {
         if let Some(Door(queue)) = self.0.as_deref() {
-            queue.offer(rows, record);
+            queue.offer(model, rows, record);
         }
     }
 

@@ -10,7 +10,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::{auth, capture, manager, metrics, registry, server, telemetry};
+use crate::{auth, capture, drift, manager, metrics, registry, server, telemetry};
 
 mod effective;
 mod layer;
@@ -24,6 +24,12 @@ pub use effective::Effective;
 
 use layer::{Origin, Table, Value};
 use reader::{Findings, Section};
+
+/// A place for samples, written as `capture.sink` is; `None` if it is not one.
+#[must_use]
+pub fn sink(text: &str) -> Option<capture::sink::Config> {
+    sections::sink(text)
+}
 
 /// Every key with its default and the reason for it.
 pub const DEFAULT: &str = include_str!("../config/default.toml");
@@ -47,6 +53,8 @@ pub struct Config {
     pub quota: crate::quota::Config,
     /// What is measured.
     pub metrics: metrics::Config,
+    /// How drift is looked for.
+    pub drift: drift::Config,
     /// Whether and where measurements go to CloudWatch.
     pub cloudwatch: Option<metrics::cloudwatch::Config>,
     /// Whether and where samples are kept.
@@ -182,19 +190,20 @@ fn file(path: &Path) -> Result<Table, Vec<Mistake>> {
 }
 
 /// Variables other programs know, and the keys they set. Unset and empty are the same, as these programs have it.
-const STANDARD_VARIABLES: [(&str, [&str; 2]); 6] = [
-    ("MLFLOW_TRACKING_URI", ["registry", "uri"]),
-    ("MLFLOW_TRACKING_USERNAME", ["registry", "username"]),
-    ("MLFLOW_TRACKING_PASSWORD", ["registry", "password"]),
-    ("MLFLOW_TRACKING_TOKEN", ["registry", "token"]),
-    ("MLFLOW_WORKSPACE", ["registry", "workspace"]),
-    ("RUST_LOG", ["telemetry", "log_filter"]),
+const STANDARD_VARIABLES: [(&str, &[&str]); 7] = [
+    ("MLFLOW_TRACKING_URI", &["registry", "uri"]),
+    ("MLFLOW_TRACKING_USERNAME", &["registry", "username"]),
+    ("MLFLOW_TRACKING_PASSWORD", &["registry", "password"]),
+    ("MLFLOW_TRACKING_TOKEN", &["registry", "token"]),
+    ("MLFLOW_WORKSPACE", &["registry", "workspace"]),
+    ("ORT_DYLIB_PATH", &["onnxruntime"]),
+    ("RUST_LOG", &["telemetry", "log_filter"]),
 ];
 
 fn standard_variables(written: &mut Table, env: &[(String, String)]) {
     for (name, key) in STANDARD_VARIABLES {
         if let Some(value) = variable(env, name) {
-            layer::set(written, &key, Value::Text(value.to_owned()), &Origin::Variable(name.to_owned()));
+            layer::set(written, key, Value::Text(value.to_owned()), &Origin::Variable(name.to_owned()));
         }
     }
 }
@@ -246,12 +255,13 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
     let server = sections::server(root.section("server"));
     let slots = sections::engine(root.section("engine"), sources.processors);
     let (registry, poll_interval) = sections::registry(root.section("registry"));
-    let models = models::read(&mut root, sources.purpose);
+    let (models, rates) = models::read(&mut root, sources.purpose);
     let store = data_dir.join("modelgate.db");
     let plans = sections::plans(&mut root, &models, sources.purpose);
     let usage = quota::read(root.section("quota"), store.clone(), &plans.limits);
     let (metrics, cloudwatch) = sections::metrics(root.section("metrics"));
-    let capture = root.optional_section("capture").and_then(|section| sections::capture(section, &data_dir));
+    let drift = sections::drift(root.section("drift"));
+    let capture = root.optional_section("capture").and_then(|section| sections::capture(section, &data_dir, rates));
     let telemetry = sections::telemetry(root.section("telemetry"), &sources.env);
     root.finish();
     Config {
@@ -263,6 +273,7 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
         server,
         registry,
         metrics,
+        drift,
         cloudwatch,
         capture,
         telemetry,

@@ -10,6 +10,7 @@ pub mod auth;
 pub mod capture;
 pub mod clock;
 pub mod config;
+pub mod drift;
 pub mod manager;
 pub mod metrics;
 pub mod model;

@@ -1,7 +1,6 @@
 //! The command line: what is typed → one call, and how that call ended → an exit code.
 
 use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::num::NonZeroUsize;
 use std::os::unix::process::CommandExt as _;
@@ -11,15 +10,21 @@ use std::thread;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use jiff::{Span, SpanRelativeTo, Timestamp};
-use modelgate::app;
-use modelgate::auth::{ApiKeys, KeyRecord};
+use jiff::civil::Date;
+use modelgate::app::dashboard::Task;
+use modelgate::app::replay::Verdict;
+use modelgate::app::{self, BaselineSources, FeatureSource};
 use modelgate::clock::Clock;
-use modelgate::config::{self, ConfigErrors, Flags, Purpose, Sources};
-use secrecy::ExposeSecret as _;
+use modelgate::config::{self, Config, ConfigErrors, Flags, Purpose, Sources};
+
+#[path = "main/keys.rs"]
+mod keys;
 
 /// `EX_CONFIG` of sysexits.h.
 const CONFIG_ERROR: u8 = 78;
+
+/// What `replay` exits with when the answers differ.
+const DIFFERENT: u8 = 3;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,10 +36,18 @@ Examples:
       What the file says, on another address.
   modelgate check-config --config gate.toml
       Every mistake in the file at once; else what is in effect, and from where.
+  modelgate baseline --data train.csv --model-dir model --out model/baseline.json
+      What the training data look like, for the gateway to see drift from.
   modelgate keys create --name shop --plan basic
       An API key, shown once.
+  modelgate replay 019ad9c4-7b80-7c1e-9e70-3f2a5d1c8b46 --config gate.toml
+      Whether the version that answered a stored request still answers the same.
+  modelgate dashboard put --config gate.toml --alarm-action arn:aws:sns:eu-west-1:123456789012:on-call
+      A CloudWatch dashboard and alarms; says what they cost a month first.
+  modelgate keys rotate 7Kq3ZrT0aB --overlap 24h
+      A new key in the place of that one, which works on for a day.
 
-Exit codes: 0 done, 1 failed, 2 not understood, 78 mistakes in the configuration.";
+Exit codes: 0 done, 1 failed, 2 not understood, 3 replayed and different, 78 mistakes in the configuration.";
 
 /// A gateway between apps and an MLflow model registry: swaps model versions live, meters callers, measures features.
 #[derive(Debug, Parser)]
@@ -54,9 +67,16 @@ enum Command {
     Demo(Addresses),
     /// Show every mistake in the configuration, or what is in effect and from where
     CheckConfig(Gateway),
-    /// Make, list and end API keys
+    /// Make a drift baseline of training data, to be logged with a version as baseline.json
+    Baseline(BaselineArgs),
+    /// Ask a stored request again of the version that answered it, and compare
+    Replay(Replay),
+    /// The CloudWatch dashboard and alarms, with their price a month
     #[command(subcommand)]
-    Keys(Keys),
+    Dashboard(Dashboard),
+    /// Make, list, replace, import and end API keys
+    #[command(subcommand)]
+    Keys(keys::Keys),
 }
 
 /// A gateway's everyday keys. Flags go over the environment, and that over the file.
@@ -88,37 +108,80 @@ struct Addresses {
     admin_listen: Option<String>,
 }
 
-#[derive(Debug, Subcommand)]
-enum Keys {
-    /// Make a key and show it, once
-    Create {
-        /// Whose key it is, for people
-        #[arg(long)]
-        name: String,
-        /// The usage plan; may be left out where there is only one
-        #[arg(long)]
-        plan: Option<String>,
-        /// How long it lives, such as 90d; for ever if left out
-        #[arg(long, value_name = "TIME", value_parser = lifetime)]
-        expires: Option<Span>,
-        #[command(flatten)]
-        place: Place,
-    },
-    /// Show every key, without its secret
-    List {
-        #[command(flatten)]
-        place: Place,
-    },
-    /// End a key; gateways notice within a second
-    Revoke {
-        /// The key's id, as `keys list` shows it
-        id: String,
-        #[command(flatten)]
-        place: Place,
-    },
+#[derive(Debug, Args)]
+struct BaselineArgs {
+    /// The training data: CSV whose header has the signature's columns; an empty cell is a missing value
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Where the baseline goes
+    #[arg(long, value_name = "FILE", default_value = "baseline.json")]
+    out: PathBuf,
+    /// The version's folder (with `MLmodel`): its signature, and its predictions for the rows
+    #[arg(long, value_name = "DIRECTORY", conflicts_with = "signature")]
+    model_dir: Option<PathBuf>,
+    /// An `MLmodel` file, for its signature alone; with neither, every column is a feature
+    #[arg(long, value_name = "FILE")]
+    signature: Option<PathBuf>,
+    /// Bins of a numeric feature
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(2..=50))]
+    bins: u8,
 }
 
-/// Where the keys are: the gateway's own data directory.
+impl BaselineArgs {
+    fn sources(self) -> BaselineSources {
+        let features = match (self.model_dir, self.signature) {
+            (Some(folder), _) => FeatureSource::ModelDir(folder),
+            (None, Some(file)) => FeatureSource::Signature(file),
+            (None, None) => FeatureSource::Data,
+        };
+        BaselineSources { data: self.data, features, bins: self.bins.into(), out: self.out }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Dashboard {
+    /// Print the dashboard's body
+    Print(Panel),
+    /// Put the dashboard and its alarms into CloudWatch, in place of those of the same names
+    Put(Panel),
+}
+
+#[derive(Debug, Args)]
+struct Panel {
+    /// The dashboard's name
+    #[arg(long, default_value = "modelgate")]
+    name: String,
+    /// The region; that of the AWS configuration if left out
+    #[arg(long)]
+    region: Option<String>,
+    /// Features of a model, for the price
+    #[arg(long, default_value_t = 20)]
+    features: u32,
+    /// Who is told of an alarm, such as an SNS topic; may be given up to five times
+    #[arg(long = "alarm-action", value_name = "ARN")]
+    actions: Vec<String>,
+    #[command(flatten)]
+    gateway: Place,
+}
+
+#[derive(Debug, Args)]
+struct Replay {
+    /// The request's id, as its answer's `X-Request-Id`
+    request_id: String,
+    /// Where samples are; where the configuration says if left out
+    #[arg(long, value_name = "s3://BUCKET/PREFIX|DIRECTORY")]
+    samples: Option<String>,
+    /// Look only at this model's samples
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+    /// Look only at this day's samples (UTC); the day in the id if left out
+    #[arg(long, value_name = "YYYY-MM-DD")]
+    date: Option<Date>,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Where a gateway keeps what it remembers.
 #[derive(Debug, Args)]
 struct Place {
     /// The gateway's configuration file (TOML)
@@ -150,7 +213,43 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             app::demo(addresses.sources(), |text| drop(print(text)))
         }
         Command::CheckConfig(gateway) => print(&config::load(&gateway.sources())?.effective.to_string()),
-        Command::Keys(keys) => run_keys(keys, Clock::system().now()),
+        Command::Baseline(baseline) => {
+            silence_runtime()?;
+            print(&app::baseline(baseline.sources())?)
+        }
+        Command::Replay(replay) => {
+            silence_runtime()?;
+            replay.run()
+        }
+        Command::Dashboard(Dashboard::Print(panel)) => panel.run(Task::Print),
+        Command::Dashboard(Dashboard::Put(panel)) => panel.run(Task::Put),
+        Command::Keys(keys) => keys.run(Clock::system().now()),
+    }
+}
+
+impl Panel {
+    /// The price goes beside the body, so that the body can be piped.
+    fn run(self, task: Task) -> anyhow::Result<()> {
+        let Self { name, region, features, actions, gateway } = self;
+        let options = app::dashboard::Options { name, region, features, actions };
+        let tell = |price: &str| io::stderr().write_all(price.as_bytes()).context("cannot write to standard error");
+        print(&app::dashboard::dashboard(&gateway.load()?, options, task, tell)?)
+    }
+}
+
+/// A replayed request was answered in another way than it was then.
+#[derive(Debug, thiserror::Error)]
+#[error("the version answers in another way than it did")]
+struct Different;
+
+impl Replay {
+    fn run(self) -> anyhow::Result<()> {
+        let Self { request_id, samples, model, date, place } = self;
+        let config = place.load()?;
+        let report = app::replay::replay(config, app::replay::Request { request_id, samples, model, date })?;
+        print(&report.to_string())?;
+        anyhow::ensure!(report.verdict() != Verdict::Different, Different);
+        Ok(())
     }
 }
 
@@ -162,7 +261,8 @@ fn report(error: &anyhow::Error) -> ExitCode {
         (format!("{errors}\nmodelgate: {count} mistake{plural} in the configuration\n"), CONFIG_ERROR)
     } else {
         let causes: Vec<String> = error.chain().skip(1).map(|cause| format!("  because {cause}\n")).collect();
-        (format!("modelgate: {error}\n{}", causes.concat()), 1)
+        let code = if error.is::<Different>() { DIFFERENT } else { 1 };
+        (format!("modelgate: {error}\n{}", causes.concat()), code)
     };
     // With standard error closed there is nobody left to tell.
     let _ = io::stderr().write_all(text.as_bytes());
@@ -202,7 +302,9 @@ impl Addresses {
     fn sources(self) -> Sources {
         let flags = Flags { listen: self.listen, admin_listen: self.admin_listen, ..Flags::default() };
         let mut sources = sources(None, flags, Purpose::Serve);
-        sources.env.retain(|(name, _)| name == "RUST_LOG" || name.starts_with("OTEL_"));
+        sources
+            .env
+            .retain(|(name, _)| matches!(name.as_str(), "RUST_LOG" | "ORT_DYLIB_PATH") || name.starts_with("OTEL_"));
         sources
     }
 }
@@ -216,95 +318,9 @@ fn sources(file: Option<PathBuf>, flags: Flags, purpose: Purpose) -> Sources {
     Sources { file, env: std::env::vars_os().map(text).collect(), flags, processors, purpose }
 }
 
-fn run_keys(keys: Keys, now: Timestamp) -> anyhow::Result<()> {
-    match keys {
-        Keys::Create { name, plan, expires, place } => {
-            let store = place.open()?;
-            create_key(&store, &name, plan.as_deref(), expires, now)
-        }
-        Keys::List { place } => {
-            let store = place.open()?;
-            print(&table(&store.keys.list()?, now))
-        }
-        Keys::Revoke { id, place } => {
-            let revoked = place.open()?.keys.revoke(&id, now)?;
-            print(&format!(
-                "revoked key {} ({}); gateways on this data directory refuse it from now on\n",
-                revoked.id, revoked.name
-            ))
-        }
-    }
-}
-
-/// The key store of one data directory.
-struct Store {
-    keys: ApiKeys,
-    plans: Vec<String>,
-}
-
 impl Place {
-    fn open(self) -> anyhow::Result<Store> {
+    fn load(self) -> anyhow::Result<Config> {
         let flags = Flags { data_dir: self.data_dir, ..Flags::default() };
-        let config = config::load(&sources(self.config, flags, Purpose::Keys))?.config;
-        let plans = config.auth.plans.keys().map(ToString::to_string).collect();
-        Ok(Store { keys: ApiKeys::open(config.auth, &mut getrandom::fill)?, plans })
+        Ok(config::load(&sources(self.config, flags, Purpose::Keys))?.config)
     }
-}
-
-fn create_key(
-    store: &Store,
-    name: &str,
-    plan: Option<&str>,
-    expires: Option<Span>,
-    now: Timestamp,
-) -> anyhow::Result<()> {
-    let plan = match (plan, &store.plans[..]) {
-        (Some(plan), _) => plan,
-        (None, [only]) => only,
-        (None, plans) => anyhow::bail!("say which plan the key is on: --plan {}", plans.join(", --plan ")),
-    };
-    let expires = expires.map(|lifetime| end_of(now, lifetime)).transpose()?;
-    let (record, secret) = store.keys.create(name, plan, expires, now, &mut getrandom::fill)?;
-    print(&format!("{}\n", secret.expose_secret()))?;
-    // Beside the key, not after it, so that `key=$(modelgate keys create …)` holds the key alone.
-    let note = format!("Key {} of {name} on plan {plan}. The key is not shown again: keep it now.\n", record.id);
-    io::stderr().write_all(note.as_bytes()).context("cannot write to standard error")
-}
-
-/// A length of time above zero.
-fn lifetime(text: &str) -> Result<Span, String> {
-    let span: Span = text.parse().map_err(|_| "expected a time such as 90d or 12h".to_owned())?;
-    if span.is_positive() { Ok(span) } else { Err("expected a time above zero".to_owned()) }
-}
-
-/// `lifetime` after `now`, in days of 24 hours.
-fn end_of(now: Timestamp, lifetime: Span) -> anyhow::Result<Timestamp> {
-    let lifetime = lifetime
-        .to_duration(SpanRelativeTo::days_are_24_hours())
-        .context("a key's life is given in weeks, days or hours: months and years differ")?;
-    now.checked_add(lifetime).context("no calendar reaches that far")
-}
-
-fn table(records: &[KeyRecord], now: Timestamp) -> String {
-    let head = ["ID", "NAME", "PLAN", "CREATED", "EXPIRES", "STATE"].map(str::to_owned);
-    let rows: Vec<[String; 6]> = [head].into_iter().chain(records.iter().map(|record| row(record, now))).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 6] = std::array::from_fn(width);
-    let mut text = String::new();
-    for row in &rows {
-        let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        writeln!(text, "{}", cells.join("  ").trim_end()).expect("a String takes every write");
-    }
-    text
-}
-
-fn row(record: &KeyRecord, now: Timestamp) -> [String; 6] {
-    let day = |time: Timestamp| time.strftime("%Y-%m-%d").to_string();
-    let state = match (record.revoked, record.expires) {
-        (Some(revoked), _) => format!("revoked {}", day(revoked)),
-        (None, Some(expires)) if expires <= now => "expired".to_owned(),
-        (None, _) => "active".to_owned(),
-    };
-    let expires = record.expires.map_or_else(|| "never".to_owned(), day);
-    [record.id.to_string(), record.name.clone(), record.plan.clone(), day(record.created), expires, state]
 }

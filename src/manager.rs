@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::clock::Clock;
+use crate::drift::Drift;
 use crate::model::features::Settings;
 use crate::model::outputs::Decision;
 use crate::model::runtime::Runtime;
@@ -24,7 +25,7 @@ mod example;
 mod loader;
 pub mod policy;
 
-use loader::Unfit;
+pub use loader::Unfit;
 use policy::{Action, Failed, View};
 
 /// Models asked about at one time.
@@ -86,6 +87,7 @@ pub struct Manager {
     slots: usize,
     models: Vec<Followed>,
     retired: Vec<Arc<Model>>,
+    drift: Drift,
 }
 
 /// What is known of one model between rounds.
@@ -105,10 +107,25 @@ enum Origin {
     LastGood,
 }
 
+/// Loads a version that was served before, beside the gateway, to ask it once more.
+///
+/// # Errors
+/// When its files are no longer fit to serve.
+pub async fn reopen(runtime: Runtime, config: ModelConfig, found: Found, fetched: Fetched) -> Result<Model, Unfit> {
+    loader::load(runtime, config, 1, found, fetched).await
+}
+
 impl Manager {
     /// A manager that has not asked anything yet.
     #[must_use]
-    pub fn new(registry: Registry, cache: Cache, runtime: Runtime, publisher: Publisher, config: Config) -> Self {
+    pub fn new(
+        registry: Registry,
+        cache: Cache,
+        runtime: Runtime,
+        publisher: Publisher,
+        drift: Drift,
+        config: Config,
+    ) -> Self {
         let models = config.models.into_iter().map(Followed::new).collect();
         Self {
             registry,
@@ -119,6 +136,7 @@ impl Manager {
             slots: config.slots,
             models,
             retired: Vec::new(),
+            drift,
         }
     }
 
@@ -222,6 +240,7 @@ impl Manager {
     ) -> Result<(), Unfit> {
         let config = self.models[index].config.clone();
         let model = loader::load(self.runtime.clone(), config, self.slots, found.clone(), fetched.clone()).await?;
+        self.drift.watch(&model, &fetched.folder).await;
         self.publish(index, found, &fetched, model, origin);
         Ok(())
     }

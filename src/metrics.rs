@@ -6,7 +6,7 @@
 //! Threads write into stripes of their own choosing, so that they rarely meet at a lock. Who wants to know
 //! (a flush, a scrape) empties the stripes into the totals, and into what CloudWatch is still to be told.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,18 +15,21 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use self::cloudwatch::Flushed;
+use self::cloudwatch::{Flushed, Mode};
 use self::histogram::Histogram;
 use self::series::Series;
 use self::totals::Totals;
 use self::vocabulary::Vocabularies;
 use self::window::{Codes, Measured, OK, Window};
+use crate::drift::report::Report;
 use crate::model::{Features, Identity, Inputs, Model, Outputs};
 
 pub mod cloudwatch;
+pub mod dashboard;
 pub mod prometheus;
 
 mod datum;
+mod gauges;
 mod histogram;
 mod queue;
 mod series;
@@ -54,6 +57,15 @@ struct Shared {
     gathered: Mutex<Gathered>,
 }
 
+/// A limit of a plan that callers pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PlanLimit {
+    /// The rate, or what is allowed at one time.
+    Throttle,
+    /// The quota.
+    Quota,
+}
+
 /// One place to write. Aligned so that two threads on two stripes do not share a cache line.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -65,6 +77,8 @@ struct Fresh {
     /// At most [`WINDOWS_MAX`], then the writer empties the stripes itself.
     windows: Vec<Window>,
     unmodelled: Codes,
+    /// How often each plan's limits were passed; as many entries as there are plans.
+    limits: BTreeMap<(Arc<str>, PlanLimit), u64>,
 }
 
 /// Versions measured in one stripe before somebody must look. More are possible only by reloading again and again
@@ -75,6 +89,8 @@ const WINDOWS_MAX: usize = 64;
 #[derive(Debug)]
 struct Gathered {
     totals: Totals,
+    /// The drift that was last seen. No larger than the totals, where each of its series has a place.
+    drift: BTreeMap<Series, f64>,
     /// There once a [`cloudwatch::Flusher`] is.
     delivery: Option<Delivery>,
 }
@@ -82,6 +98,7 @@ struct Gathered {
 /// What concerns CloudWatch alone.
 #[derive(Debug, Default)]
 struct Delivery {
+    mode: Mode,
     /// Measured and not yet handed to the flusher. Bounded like the totals.
     pending: HashMap<Series, Histogram>,
     /// What all flushes did; `kept` as it was after the last.
@@ -111,7 +128,7 @@ impl Metrics {
         Self(Arc::new(Shared {
             stripes: (0..stripes).map(|_| Stripe::default()).collect(),
             vocabularies: Vocabularies::new(config.max_categories.get(), max_series),
-            gathered: Mutex::new(Gathered { totals: Totals::new(max_series), delivery: None }),
+            gathered: Mutex::new(Gathered { totals: Totals::new(max_series), drift: BTreeMap::new(), delivery: None }),
         }))
     }
 
@@ -160,25 +177,45 @@ impl Metrics {
         self.write(id, features, |window| window.request(code, status >= 500, took));
     }
 
+    /// Shows the drift of everything that is served, in place of what was shown before. It goes to CloudWatch with every
+    /// flush, as it is then.
+    pub fn show_drift(&self, reports: &[Report]) {
+        let mut gathered = self.gather();
+        let Gathered { totals, drift, .. } = &mut *gathered;
+        drift.clear();
+        for report in reports {
+            let series = gauges::of(report).into_iter();
+            drift.extend(series.filter(|(series, figure)| totals.add(&report.id, series, &Histogram::of(*figure, 1))));
+        }
+    }
+
+    /// One request that passed a limit of `plan`, refused or, in a dry run, not.
+    pub fn limit_passed(&self, plan: &Arc<str>, limit: PlanLimit) {
+        *self.stripe().lock().limits.entry((Arc::clone(plan), limit)).or_default() += 1;
+    }
+
     /// The Prometheus page: our own totals, then `outside`.
     #[must_use]
     pub fn render(&self, outside: &[Family]) -> String {
         let gathered = self.gather();
-        let totals = gathered.totals.clone();
+        let (totals, drift) = (gathered.totals.clone(), gathered.drift.clone());
         let flushed = gathered.delivery.as_ref().map(|delivery| delivery.flushed.clone());
         // Writing the page takes longer than copying the figures; nobody need wait for it.
         drop(gathered);
-        prometheus::page(totals, flushed.as_ref(), outside)
+        prometheus::page(totals, &drift, flushed.as_ref(), outside)
     }
 
     /// From now on, what is measured is also kept for CloudWatch until it is [taken](Self::take_pending).
-    fn start_delivery(&self) {
-        self.gather().delivery.get_or_insert_default();
+    fn start_delivery(&self, mode: Mode) {
+        self.gather().delivery.get_or_insert_default().mode = mode;
     }
 
     /// What was measured since last time, for CloudWatch.
     fn take_pending(&self) -> HashMap<Series, Histogram> {
         let mut gathered = self.gather();
+        for (series, figure) in gathered.drift.clone() {
+            gathered.keep(series, &Histogram::of(figure, 1));
+        }
         gathered.delivery.as_mut().map(|delivery| std::mem::take(&mut delivery.pending)).unwrap_or_default()
     }
 
@@ -221,6 +258,9 @@ impl Metrics {
         for stripe in &self.0.stripes {
             let fresh = std::mem::take(&mut *stripe.0.lock());
             gathered.totals.add_unmodelled(&fresh.unmodelled);
+            for ((plan, limit), count) in fresh.limits {
+                gathered.add_limit(Series::of_plan(plan, limit), count);
+            }
             for window in fresh.windows {
                 gathered.absorb(window.into_measured());
             }
@@ -244,9 +284,16 @@ impl Gathered {
         }
     }
 
+    fn add_limit(&mut self, series: Series, count: u64) {
+        self.totals.add_limit(series.clone(), count);
+        self.keep(series, &Histogram::of(1.0, count));
+    }
+
     /// Keeps measurements for CloudWatch, where it is to have any.
     fn keep(&mut self, series: Series, values: &Histogram) {
-        if let Some(delivery) = &mut self.delivery {
+        if let Some(delivery) = &mut self.delivery
+            && (delivery.mode == Mode::Full || series.is_lean())
+        {
             delivery.pending.entry(series).or_default().merge(values);
         }
     }

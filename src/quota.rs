@@ -8,14 +8,16 @@ mod calendar;
 mod counter;
 mod shared;
 mod store;
+mod tally;
 mod throttle;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -26,30 +28,33 @@ use tokio::time::Instant;
 use crate::auth::{self, Caller, KeyId, PlanName};
 use counter::{Attempt, Balance, Counter, Hold, Terms};
 use shared::Shared;
-pub use shared::{Health, LARGEST_AMOUNT, OnStoreDown, Redis};
 use store::{Charged, Down, Store};
+use tally::Tally;
 use throttle::Bucket;
+
+pub use shared::{Health, LARGEST_AMOUNT, OnStoreDown, Redis};
+pub use tally::{ModelUse, Use};
 
 /// Plans, and where use is kept.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where use is kept.
-    pub store: Place,
+    pub store: Location,
     /// Every plan by name.
     pub plans: BTreeMap<PlanName, Plan>,
 }
 
 /// Where use is kept.
 #[derive(Clone, Debug)]
-pub enum Place {
+pub enum Location {
     /// In a SQLite file; the one the keys are in. For one gateway.
     File(PathBuf),
     /// In a Redis that gateways share.
     Redis(Redis),
 }
 
-/// What callers on a plan may use.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What callers on a plan may use. By default as much as they like, counted in rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Plan {
     /// How fast; `None` is as fast as the gateway can.
     pub throttle: Option<Throttle>,
@@ -57,6 +62,20 @@ pub struct Plan {
     pub quota: Option<Limit>,
     /// What is counted.
     pub unit: Unit,
+    /// Predictions of one account at one time; `None` is as many as the gateway can.
+    pub concurrency: Option<NonZeroU32>,
+    /// Whether who passes a limit is refused.
+    pub enforcement: Enforcement,
+}
+
+/// What happens to who passes a limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Enforcement {
+    /// It is refused.
+    #[default]
+    Enforced,
+    /// It is admitted, and what would have been refused is counted. The quota counts up to its amount and no further.
+    DryRun,
 }
 
 /// A rate with a burst. Both count requests, whatever their rows.
@@ -89,9 +108,10 @@ pub enum Period {
 }
 
 /// What a quota counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unit {
     /// Rows that were scored.
+    #[default]
     Rows,
     /// Requests, whatever their rows.
     Requests,
@@ -100,11 +120,12 @@ pub enum Unit {
 /// Where a caller stands with one limit; what `RateLimit` headers and `GET /usage` are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// `rate`, or the period's name (`day`, `week`, `month`).
+    /// `rate`, `concurrency`, or the period's name (`day`, `week`, `month`).
     pub name: &'static str,
-    /// What is allowed: the burst, or the amount of a period.
+    /// What is allowed: the burst, predictions at one time, or the amount of a period.
     pub limit: u64,
-    /// The window: how long a full burst takes to come back, or the length of the period.
+    /// The window: how long a full burst takes to come back, or the length of the period; none for what is allowed at
+    /// one time.
     pub window: Duration,
     /// What is left.
     pub remaining: u64,
@@ -118,6 +139,14 @@ pub enum Refusal {
     /// Too fast.
     #[error("the plan's rate is used up for now")]
     Throttled {
+        /// Where the caller stands, the violated limit first.
+        standing: Vec<Standing>,
+        /// When it may try again.
+        retry_after: Duration,
+    },
+    /// As many at one time as the plan allows.
+    #[error("as many of the plan's predictions are under way as may be at one time")]
+    Busy {
         /// Where the caller stands, the violated limit first.
         standing: Vec<Standing>,
         /// When it may try again.
@@ -147,6 +176,39 @@ pub enum Refusal {
     StoreDown,
 }
 
+/// The kind of limit that was passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Exceeded {
+    /// The rate, or what is allowed at one time.
+    Throttle,
+    /// The amount of a period.
+    Quota,
+}
+
+impl Refusal {
+    /// The kind of limit, if the refusal is the caller's own doing.
+    #[must_use]
+    pub fn exceeded(&self) -> Option<Exceeded> {
+        match self {
+            Self::Throttled { .. } | Self::Busy { .. } => Some(Exceeded::Throttle),
+            Self::Exhausted { .. } | Self::TooLarge { .. } => Some(Exceeded::Quota),
+            Self::NoPlan | Self::StoreDown => None,
+        }
+    }
+
+    /// Where the caller stands with the limit that was passed, as far as that is known.
+    fn violated(&self) -> Option<Standing> {
+        match self {
+            Self::Throttled { standing, .. } | Self::Busy { standing, .. } | Self::Exhausted { standing, .. } => {
+                standing.first().copied()
+            }
+            // The rate comes first where the period was never asked about.
+            Self::TooLarge { standing, .. } => standing.iter().find(|one| one.name != "rate").copied(),
+            Self::NoPlan | Self::StoreDown => None,
+        }
+    }
+}
+
 /// A caller's own plan, used and left.
 #[derive(Clone, Debug)]
 pub struct Usage {
@@ -160,6 +222,10 @@ pub struct Usage {
     pub resets_at: Option<Timestamp>,
     /// The throttle, if there is one.
     pub throttle: Option<Throttle>,
+    /// Predictions at one time, if they are limited.
+    pub concurrency: Option<NonZeroU32>,
+    /// Whether who passes a limit is refused.
+    pub enforcement: Enforcement,
     /// Every limit and where the caller stands.
     pub standing: Vec<Standing>,
 }
@@ -203,8 +269,10 @@ const SETTLED_AT_ONCE: usize = 2048;
 pub struct Quota {
     plans: BTreeMap<PlanName, Plan>,
     store: Store,
-    /// Keys in use. Bounded by the keys there are; those out of use are forgotten at a settlement.
+    /// Accounts in use: each is one key, or a row of keys that replaced each other. Bounded by the keys there are; those
+    /// out of use are forgotten at a settlement.
     accounts: RwLock<HashMap<KeyId, Arc<Account>, RandomState>>,
+    tally: Tally,
     /// What the buckets' time counts from.
     opened: Instant,
 }
@@ -215,6 +283,16 @@ struct Account {
     plan: Plan,
     bucket: Option<Bucket>,
     counter: Option<Arc<Counter>>,
+    /// Predictions now.
+    under_way: AtomicU32,
+}
+
+/// What [`Quota::hold`] took, and where the quota stands after it.
+#[derive(Debug, Default)]
+struct Held {
+    hold: Option<Hold>,
+    quota: Option<Standing>,
+    is_degraded: bool,
 }
 
 impl Quota {
@@ -224,23 +302,81 @@ impl Quota {
     /// When the store cannot be used.
     pub fn open(config: Config) -> Result<Self, StoreError> {
         let store = Store::start(config.store)?;
-        Ok(Self { plans: config.plans, store, accounts: RwLock::default(), opened: Instant::now() })
+        Ok(Self {
+            plans: config.plans,
+            store,
+            accounts: RwLock::default(),
+            tally: Tally::default(),
+            opened: Instant::now(),
+        })
     }
 
     /// Takes `rows` from what `caller` may use. Given back when the charge is dropped without
     /// [`commit`](Charge::commit).
     ///
     /// The throttle is asked first, and keeps its token whatever the quota says. Who is throttled is not charged.
-    /// Touches the store only when a lease is used up; a plan without a quota never does.
+    /// Touches the store only when a lease is used up; a plan without a quota never does. In a dry run every limit is
+    /// asked, and the charge says which would have refused it; what cannot be recorded is not, and is admitted.
     ///
     /// # Errors
     /// When it is too fast, too much, or cannot be recorded.
     pub async fn reserve(&self, caller: &Caller, rows: u64, now: Timestamp) -> Result<Charge, Refusal> {
         let account = self.account(caller)?;
-        let rate = account.take_token(self.elapsed(), now)?;
-        let Some(counter) = &account.counter else {
-            return Ok(Charge { hold: None, standing: [rate, None].into(), is_degraded: false });
-        };
+        let token = account.take_token(self.elapsed(), now);
+        let (rate, too_fast) = account.overlook(token, Some)?;
+        let rate = rate.flatten();
+        let held = self.hold(&account, rate, rows, now).await;
+        let is_down = matches!(held, Err(Refusal::StoreDown));
+        let (held, too_much) = account.overlook(held, |quota| Held { quota: Some(quota), ..Held::default() })?;
+        let Held { hold, quota, is_degraded } = held.unwrap_or_default();
+        let is_degraded = is_degraded || is_down;
+        Ok(Charge { hold, standing: [rate, quota].into(), is_degraded, exceeded: [too_fast, too_much] })
+    }
+
+    /// Takes a token of the caller's throttle, for a request that was not worth its reading. Says what a dry run
+    /// overlooks.
+    ///
+    /// # Errors
+    /// When it is too fast, or the caller's plan is not configured.
+    pub fn take_token(&self, caller: &Caller, now: Timestamp) -> Result<Option<Exceeded>, Refusal> {
+        let account = self.account(caller)?;
+        let (_, exceeded) = account.overlook(account.take_token(self.elapsed(), now), |_| None)?;
+        Ok(exceeded)
+    }
+
+    /// A place among the predictions of the caller's account that are under way, until it is dropped.
+    ///
+    /// # Errors
+    /// When there are as many as its plan allows, or the plan is not configured.
+    pub fn enter(&self, caller: &Caller, now: Timestamp) -> Result<Place, Refusal> {
+        let account = self.account(caller)?;
+        let under_way = account.under_way.fetch_add(1, Ordering::Relaxed);
+        // From here on, an error leaves again.
+        let mut place = Place { account, exceeded: None };
+        if let Some(limit) = place.account.plan.concurrency.filter(|limit| under_way >= limit.get()) {
+            let busy = Err(place.account.busy(limit, now));
+            (_, place.exceeded) = place.account.overlook(busy, |_| ())?;
+        }
+        Ok(place)
+    }
+
+    /// Where `caller` stands, as far as memory knows; charges nothing and asks no store.
+    #[must_use]
+    pub fn standing(&self, caller: &Caller, now: Timestamp) -> Vec<Standing> {
+        let Ok(account) = self.account(caller) else { return Vec::new() };
+        let rate = account.bucket.as_ref().map(|bucket| bucket.standing(self.elapsed()));
+        Standings::from([rate, account.quota_standing(now)]).to_vec()
+    }
+
+    /// Takes `rows` from the account's quota, if it has one. `rate` is only told.
+    async fn hold(
+        &self,
+        account: &Account,
+        rate: Option<Standing>,
+        rows: u64,
+        now: Timestamp,
+    ) -> Result<Held, Refusal> {
+        let Some(counter) = &account.counter else { return Ok(Held::default()) };
         let units = account.plan.unit.of(rows);
         if units > counter.amount() {
             return Err(too_large(counter, rate, now));
@@ -257,7 +393,7 @@ impl Quota {
             Attempt::Short => {
                 let charged = self.store.charge(Arc::clone(counter), units, now).await;
                 is_degraded |= charged.is_err();
-                charged.or_else(|Down| self.lend(counter, units, now))?
+                charged.or_else(|Down| self.lend(account, counter, units, now))?
             }
         };
         let quota = counter.standing(balance, now);
@@ -265,12 +401,12 @@ impl Quota {
             let standing = Standings::from([Some(quota), rate]).to_vec();
             return Err(Refusal::Exhausted { standing, retry_after: quota.resets_in });
         }
-        Ok(Charge { hold, standing: [rate, Some(quota)].into(), is_degraded })
+        Ok(Held { hold, quota: Some(quota), is_degraded })
     }
 
     /// What a shared store's policy allows while the store cannot be asked; an embedded store has none but what is left
     /// of a lease.
-    fn lend(&self, counter: &Arc<Counter>, units: u64, now: Timestamp) -> Charged {
+    fn lend(&self, account: &Account, counter: &Arc<Counter>, units: u64, now: Timestamp) -> Charged {
         let shared = self.store.shared().ok_or(Down)?;
         match counter.lend(units, shared.allowance(counter.limit), now) {
             Some(Attempt::Held { hold, balance, .. }) => {
@@ -279,7 +415,10 @@ impl Quota {
             }
             Some(Attempt::Exhausted(balance)) => Ok((None, balance)),
             Some(Attempt::Short) | None => {
-                shared.count_refused();
+                // A dry run goes on uncounted.
+                if account.plan.enforcement == Enforcement::Enforced {
+                    shared.count_refused();
+                }
                 Err(Down)
             }
         }
@@ -309,8 +448,22 @@ impl Quota {
             quota: account.plan.quota,
             resets_at: quota.map(|(counter, balance)| counter.limit.period.end(balance.window)),
             throttle: account.plan.throttle,
+            concurrency: account.plan.concurrency,
+            enforcement: account.plan.enforcement,
             standing: Standings::from([rate, quota.map(|(counter, balance)| counter.standing(balance, now))]).to_vec(),
         })
+    }
+
+    /// Notes what a key was used for, for [`uses`](Self::uses) alone.
+    pub fn tally(&self, caller: &Caller, model: &str, rows: u64) {
+        self.tally.add(caller, model, rows);
+    }
+
+    /// What every key was used for since the process began, by model, and where its account stands as far as memory
+    /// knows.
+    #[must_use]
+    pub fn uses(&self, now: Timestamp) -> Vec<Use> {
+        self.tally.uses(|caller| self.standing(caller, now))
     }
 
     /// Gives back the leases of keys that were not used for a minute, so that the store says exactly what they used, and
@@ -363,12 +516,12 @@ impl Quota {
     }
 
     fn account(&self, caller: &Caller) -> Result<Arc<Account>, Refusal> {
-        if let Some(account) = self.accounts.read().get(&caller.key_id) {
+        if let Some(account) = self.accounts.read().get(&caller.account) {
             return Ok(Arc::clone(account));
         }
         let plan = *self.plans.get(&caller.plan).ok_or(Refusal::NoPlan)?;
         let mut accounts = self.accounts.write();
-        let account = accounts.entry(Arc::clone(&caller.key_id));
+        let account = accounts.entry(Arc::clone(&caller.account));
         Ok(Arc::clone(
             account.or_insert_with_key(|key_id| Arc::new(Account::new(key_id, plan, |limit| self.store.terms(limit)))),
         ))
@@ -386,7 +539,31 @@ impl Account {
             plan,
             bucket: plan.throttle.map(Bucket::new),
             counter: plan.quota.map(|limit| Arc::new(Counter::new(Arc::clone(key_id), limit, terms(limit)))),
+            under_way: AtomicU32::new(0),
         }
+    }
+
+    /// In a dry run a refusal becomes what `standing` makes of the limit that was passed, and which kind that is.
+    fn overlook<T>(
+        &self,
+        result: Result<T, Refusal>,
+        standing: impl FnOnce(Standing) -> T,
+    ) -> Result<(Option<T>, Option<Exceeded>), Refusal> {
+        match (result, self.plan.enforcement) {
+            (Ok(taken), _) => Ok((Some(taken), None)),
+            (Err(refusal), Enforcement::Enforced) => Err(refusal),
+            (Err(refusal), Enforcement::DryRun) => Ok((refusal.violated().map(standing), refusal.exceeded())),
+        }
+    }
+
+    fn busy(&self, limit: NonZeroU32, now: Timestamp) -> Refusal {
+        // Nobody knows when a prediction ends; a second is long for most.
+        let retry_after = Duration::from_secs(1);
+        let limit = limit.get().into();
+        let concurrency =
+            Standing { name: "concurrency", limit, window: Duration::ZERO, remaining: 0, resets_in: retry_after };
+        let standing = Standings::from([Some(concurrency), self.quota_standing(now)]).to_vec();
+        Refusal::Busy { standing, retry_after }
     }
 
     fn take_token(&self, elapsed: u64, now: Timestamp) -> Result<Option<Standing>, Refusal> {
@@ -445,6 +622,7 @@ pub struct Charge {
     hold: Option<Hold>,
     standing: Standings,
     is_degraded: bool,
+    exceeded: [Option<Exceeded>; 2],
 }
 
 impl Charge {
@@ -460,11 +638,38 @@ impl Charge {
         self.is_degraded
     }
 
+    /// The limits that were passed and, in a dry run, overlooked.
+    pub fn exceeded(&self) -> impl Iterator<Item = Exceeded> {
+        self.exceeded.into_iter().flatten()
+    }
+
     /// Keeps the charge.
     pub fn commit(self) {
         if let Some(hold) = self.hold {
             hold.keep();
         }
+    }
+}
+
+/// A prediction under way, until it is dropped.
+#[derive(Debug)]
+#[must_use = "a place that is dropped is free again"]
+pub struct Place {
+    account: Arc<Account>,
+    exceeded: Option<Exceeded>,
+}
+
+impl Place {
+    /// The limit that was passed and, in a dry run, overlooked.
+    #[must_use]
+    pub fn exceeded(&self) -> Option<Exceeded> {
+        self.exceeded
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.account.under_way.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

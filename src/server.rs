@@ -11,6 +11,7 @@ use http::HeaderMap;
 use crate::auth::ApiKeys;
 use crate::capture::Capture;
 use crate::clock::Clock;
+use crate::drift::Drift;
 use crate::metrics::Metrics;
 use crate::model::Models;
 use crate::quota::Quota;
@@ -22,6 +23,7 @@ mod head;
 mod infer;
 mod operator;
 mod ratelimit;
+mod replay;
 mod routes;
 mod watch;
 pub mod wire;
@@ -36,6 +38,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where operators connect.
     pub admin_listen: SocketAddr,
+    /// How errors are written at the data address.
+    pub error_style: ErrorStyle,
     /// The largest body, in bytes.
     pub max_body: usize,
     /// The longest an answer may take once the request is read.
@@ -68,6 +72,16 @@ pub struct Config {
     pub grace: Duration,
 }
 
+/// How errors are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ErrorStyle {
+    /// `application/problem+json`.
+    #[default]
+    Problem,
+    /// Status, body and `x-amzn-ErrorType` as API Gateway has them.
+    ApiGateway,
+}
+
 /// What a handler may touch. Cloning is a handful of reference counts.
 #[derive(Clone, Debug)]
 pub struct State {
@@ -79,6 +93,8 @@ pub struct State {
     pub models: Models,
     /// What is measured.
     pub metrics: Metrics,
+    /// Whether rows look like those the models were made of.
+    pub drift: Drift,
     /// What is kept.
     pub capture: Capture,
     /// Whether to send us more.

@@ -6,9 +6,11 @@
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context;
 use secrecy::ExposeSecret;
+use tracing::warn;
 
 use super::{Running, serve_and_tell};
 use crate::auth::ApiKeys;
@@ -32,6 +34,12 @@ const REGISTRY: &[(&str, &[u8])] = &[
     ),
 ];
 
+/// How long the demo waits for its model before it shows the curl line all the same.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often it looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
 /// What the demo is configured with; `{…}` is filled in.
 const CONFIG: &str = include_str!("../../demo/modelgate.toml");
 
@@ -52,7 +60,19 @@ pub fn demo(sources: Sources, say: impl Fn(&str)) -> anyhow::Result<()> {
     fs::create_dir_all(&config.data_dir)?;
     let keys = ApiKeys::open(config.auth.clone(), &mut getrandom::fill)?;
     let (_, key) = keys.create("demo", "demo", None, Clock::system().now(), &mut getrandom::fill)?;
-    serve_and_tell(config, |running| say(&welcome(running, folder.path(), key.expose_secret())))
+    serve_and_tell(config, async |running| {
+        if tokio::time::timeout(PATIENCE, model_is_served(running)).await.is_err() {
+            warn!("the bundled model is not served yet; the lines above say why");
+        }
+        say(&welcome(running, folder.path(), key.expose_secret()));
+    })
+}
+
+/// Returns once a request would be answered.
+async fn model_is_served(running: &Running) {
+    while running.models().only().is_err() {
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 fn unpack(registry: &Path) -> anyhow::Result<()> {

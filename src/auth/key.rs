@@ -41,6 +41,12 @@ pub(super) fn parse(text: &str) -> Option<Id> {
     well_formed.then(|| text[ID_START..ID_END].try_into().ok())?
 }
 
+/// The public id in `text`, if it is well formed: by length, prefix, alphabet and checksum, asking no store.
+#[must_use]
+pub fn well_formed_id(text: &str) -> Option<super::KeyId> {
+    parse(text).map(|id| id_text(&id).into())
+}
+
 /// The id that `text` is, if it has the form of one.
 pub(super) fn parse_id(text: &str) -> Option<Id> {
     text.bytes().all(|byte| byte.is_ascii_alphanumeric()).then(|| text.as_bytes().try_into().ok())?
@@ -69,6 +75,16 @@ pub(super) fn generate(random: super::Random<'_>) -> Result<(Id, SecretString), 
     let text = std::str::from_utf8(text.as_slice()).expect("every character is ASCII");
     let id = id.try_into().expect("split at the length of an id");
     Ok((id, SecretString::from(text)))
+}
+
+/// A public id for a key from elsewhere.
+///
+/// # Errors
+/// When there is no randomness.
+pub(super) fn generate_id(random: super::Random<'_>) -> Result<Id, StoreError> {
+    let mut id = [0; ID_LEN];
+    fill_base62(&mut id, random)?;
+    Ok(id)
 }
 
 /// Fills `letters` evenly from the alphabet.

@@ -14,13 +14,14 @@ use super::{KeyRecord, StoreError, private};
 
 /// `mgat`: tells our files from other SQLite files.
 const APPLICATION_ID: i32 = 0x6d67_6174;
-const SCHEMA_VERSION: i32 = 1;
+const SCHEMA_VERSION: i32 = 2;
 
 /// How long one process waits for another's write.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// `keyring` has one row: `generation` counts changes to `keys`, `pepper` tells whether the pepper is still the same.
-/// `usage.given` is what was given out of a key's quota in a window, used or leased.
+/// `usage.given` is what was given out of a key's quota in a window, used or leased; `usage.key_id` is the account, the
+/// first of the keys that replaced each other. Kept as version 1 made it: [`UPGRADE`] brings every store to the present.
 const SCHEMA: &str = "
     PRAGMA journal_mode = WAL;
     BEGIN;
@@ -47,6 +48,18 @@ const SCHEMA: &str = "
     PRAGMA user_version = 1;
     COMMIT;";
 
+/// From version 1 to 2. `account` is the first of a row of keys that replaced each other, whose quota they share.
+/// `imported` keys have no id in their text and are found by their hash.
+const UPGRADE: &str = "
+    ALTER TABLE keys ADD COLUMN account TEXT;
+    ALTER TABLE keys ADD COLUMN replaced_by TEXT;
+    ALTER TABLE keys ADD COLUMN disabled INTEGER;
+    ALTER TABLE keys ADD COLUMN scopes TEXT NOT NULL DEFAULT '';
+    ALTER TABLE keys ADD COLUMN imported INTEGER NOT NULL DEFAULT 0;
+    UPDATE keys SET account = id;
+    CREATE UNIQUE INDEX keys_by_hash ON keys (hash);
+    PRAGMA user_version = 2;";
+
 /// One row of `keys`.
 #[derive(Debug)]
 pub(super) struct StoredKey {
@@ -63,7 +76,29 @@ pub(crate) fn open(path: &Path) -> Result<Connection, StoreError> {
         create(path)?;
     }
     private::refuse_exposed(path)?;
-    connect(path).and_then(|db| check(&db).map(|()| db)).map_err(|fault| fault.at(path))
+    connect(path).and_then(checked).map_err(|fault| fault.at(path))
+}
+
+fn checked(mut db: Connection) -> Result<Connection, Fault> {
+    check(&db)?;
+    upgrade(&mut db)?;
+    Ok(db)
+}
+
+fn upgrade(db: &mut Connection) -> Result<(), Fault> {
+    if version(db)? == SCHEMA_VERSION {
+        return Ok(());
+    }
+    let tx = write(db)?;
+    // Another process may have been faster.
+    if version(&tx)? < SCHEMA_VERSION {
+        tx.execute_batch(UPGRADE)?;
+    }
+    Ok(tx.commit()?)
+}
+
+fn version(db: &Connection) -> rusqlite::Result<i32> {
+    db.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
 /// Makes an empty store, complete before it has its name: a file that is there is never half made.
@@ -78,6 +113,7 @@ fn create(path: &Path) -> Result<(), StoreError> {
     let draft = private::draft(path).map_err(failed)?;
     let db = connect(draft.path()).map_err(|fault| fault.at(path))?;
     db.execute_batch(SCHEMA)?;
+    db.execute_batch(UPGRADE)?;
     db.close().map_err(|(_, error)| error)?;
     private::publish(draft, path).map_err(failed)
 }
@@ -92,11 +128,11 @@ fn connect(path: &Path) -> Result<Connection, Fault> {
 }
 
 fn check(db: &Connection) -> Result<(), Fault> {
-    let pragma = |name| db.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
-    if pragma("application_id")? != APPLICATION_ID {
+    let application: i32 = db.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    if application != APPLICATION_ID {
         return Err(Fault::Damaged("it is not a modelgate store".to_owned()));
     }
-    let found = pragma("user_version")?;
+    let found = version(db)?;
     if found > SCHEMA_VERSION {
         return Err(Fault::Newer(found));
     }
@@ -164,7 +200,8 @@ pub(super) fn has_keys(db: &Connection) -> rusqlite::Result<bool> {
     db.query_one("SELECT EXISTS (SELECT 1 FROM keys)", [], |row| row.get(0))
 }
 
-const COLUMNS: &str = "id, name, plan, created, expires, revoked, hash";
+const COLUMNS: &str =
+    "id, name, plan, created, expires, revoked, hash, account, replaced_by, disabled, scopes, imported";
 
 /// Every key, oldest first.
 pub(super) fn keys(db: &Connection) -> rusqlite::Result<Vec<StoredKey>> {
@@ -180,26 +217,50 @@ pub(super) fn key(db: &Connection, id: &str) -> rusqlite::Result<Option<StoredKe
     rows.next().transpose()
 }
 
+/// The key with this hash.
+pub(super) fn key_by_hash(db: &Connection, hash: &Digest) -> rusqlite::Result<Option<StoredKey>> {
+    let mut statement = db.prepare(&format!("SELECT {COLUMNS} FROM keys WHERE hash = ?"))?;
+    let mut rows = statement.query_map([hash], read_key)?;
+    rows.next().transpose()
+}
+
 pub(super) fn insert(tx: &Transaction<'_>, record: &KeyRecord, hash: &Digest) -> rusqlite::Result<()> {
-    tx.execute(
-        "INSERT INTO keys (id, name, plan, hash, created, expires) VALUES (?, ?, ?, ?, ?, ?)",
-        params![
-            &*record.id,
-            record.name,
-            record.plan,
-            hash,
-            record.created.as_millisecond(),
-            record.expires.map(Timestamp::as_millisecond)
-        ],
+    let mut statement = tx.prepare(
+        "INSERT INTO keys (id, name, plan, hash, created, expires, account, disabled, scopes, imported)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )?;
+    statement.execute(params![
+        &*record.id,
+        record.name,
+        record.plan,
+        hash,
+        record.created.as_millisecond(),
+        record.expires.map(Timestamp::as_millisecond),
+        &*record.account,
+        record.disabled.map(Timestamp::as_millisecond),
+        record.scopes.to_string(),
+        record.imported,
+    ])?;
     next_generation(tx)
 }
 
-/// Ends a key, unless it has ended already.
-pub(super) fn revoke(tx: &Transaction<'_>, id: &str, now: Timestamp) -> rusqlite::Result<()> {
-    let changed =
-        tx.execute("UPDATE keys SET revoked = ? WHERE id = ? AND revoked IS NULL", params![now.as_millisecond(), id])?;
-    if changed > 0 { next_generation(tx) } else { Ok(()) }
+/// Writes all of a key that can change.
+pub(super) fn update(tx: &Transaction<'_>, record: &KeyRecord) -> rusqlite::Result<()> {
+    let mut statement = tx.prepare(
+        "UPDATE keys SET name = ?, plan = ?, expires = ?, revoked = ?, replaced_by = ?, disabled = ?, scopes = ?
+         WHERE id = ?",
+    )?;
+    statement.execute(params![
+        record.name,
+        record.plan,
+        record.expires.map(Timestamp::as_millisecond),
+        record.revoked.map(Timestamp::as_millisecond),
+        record.replaced_by.as_deref(),
+        record.disabled.map(Timestamp::as_millisecond),
+        record.scopes.to_string(),
+        &*record.id,
+    ])?;
+    next_generation(tx)
 }
 
 fn next_generation(tx: &Transaction<'_>) -> rusqlite::Result<()> {
@@ -208,16 +269,27 @@ fn next_generation(tx: &Transaction<'_>) -> rusqlite::Result<()> {
 }
 
 fn read_key(row: &Row<'_>) -> rusqlite::Result<StoredKey> {
-    let id: String = row.get(0)?;
+    let text = |column| row.get::<_, String>(column);
+    let time = |column| row.get::<_, Option<i64>>(column)?.map(|at| timestamp(column, at)).transpose();
+    let scopes = text(10)?;
     let record = KeyRecord {
-        id: id.into(),
-        name: row.get(1)?,
-        plan: row.get(2)?,
+        id: text(0)?.into(),
+        name: text(1)?,
+        plan: text(2)?,
         created: timestamp(3, row.get(3)?)?,
-        expires: row.get::<_, Option<i64>>(4)?.map(|at| timestamp(4, at)).transpose()?,
-        revoked: row.get::<_, Option<i64>>(5)?.map(|at| timestamp(5, at)).transpose()?,
+        expires: time(4)?,
+        revoked: time(5)?,
+        account: text(7)?.into(),
+        replaced_by: row.get::<_, Option<String>>(8)?.map(Into::into),
+        disabled: time(9)?,
+        scopes: scopes.parse().map_err(|error| invalid_text(10, error))?,
+        imported: row.get(11)?,
     };
     Ok(StoredKey { record, hash: row.get(6)? })
+}
+
+fn invalid_text(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
 }
 
 fn timestamp(column: usize, millis: i64) -> rusqlite::Result<Timestamp> {

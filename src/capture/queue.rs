@@ -1,11 +1,12 @@
 //! Between the request path and the writer: the sampler, the bounded queue, and the counts of both ends.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 use tokio::sync::Notify;
 
-use crate::model::{Cell, Prediction};
+use crate::model::{Cell, ModelName, Prediction};
 
 use super::segment::Survey;
 use super::spool::Appended;
@@ -40,9 +41,9 @@ struct Queued {
 }
 
 impl Queue {
-    pub(super) fn new(rate: SamplingRate, seed: u64) -> Self {
+    pub(super) fn new(rate: SamplingRate, rates: BTreeMap<ModelName, SamplingRate>, seed: u64) -> Self {
         Self {
-            sampler: Sampler::new(rate, seed),
+            sampler: Sampler { rate, rates, state: AtomicU64::new(seed) },
             records: ArrayQueue::new(RECORDS),
             rows: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
@@ -53,8 +54,8 @@ impl Queue {
     }
 
     /// Never waits: takes no lock, and does no more than a few atomic additions beside `record`.
-    pub(super) fn offer(&self, rows: usize, record: impl FnOnce() -> Record) {
-        if !self.sampler.takes() {
+    pub(super) fn offer(&self, model: &ModelName, rows: usize, record: impl FnOnce() -> Record) {
+        if !self.sampler.takes(model) {
             return;
         }
         if self.rows.load(Ordering::Relaxed).saturating_add(rows) > ROWS {
@@ -147,18 +148,17 @@ fn weight(record: &Record) -> usize {
 /// Chooses a share of the requests.
 #[derive(Debug)]
 struct Sampler {
-    share: f64,
+    rate: SamplingRate,
+    /// In place of `rate`, for single models.
+    rates: BTreeMap<ModelName, SamplingRate>,
     state: AtomicU64,
 }
 
 impl Sampler {
-    fn new(rate: SamplingRate, seed: u64) -> Self {
-        Self { share: rate.get(), state: AtomicU64::new(seed) }
-    }
-
-    fn takes(&self) -> bool {
+    fn takes(&self, model: &ModelName) -> bool {
+        let share = self.rates.get(model).unwrap_or(&self.rate).get();
         // All and none need no random number.
-        self.share >= 1.0 || (self.share > 0.0 && self.random() < self.share)
+        share >= 1.0 || (share > 0.0 && self.random() < share)
     }
 
     /// From 0 to below 1: splitmix64, whose state is a counter and so needs no more than an atomic addition.

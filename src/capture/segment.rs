@@ -6,7 +6,8 @@
 //! ```text
 //! header  magic "MGSPOOL" and the byte 1, u32 length, that many bytes of schema, u32 CRC-32 of all before
 //! schema  u64 id, int hour since 1970, text model, u64 version, 32 bytes digest, u8 kind of the prediction,
-//!         list of features (text name, u8 kind, u8 redacted), list of classes (text)
+//!         list of features (text name, u8 kind, protection), list of classes (text)
+//! protection  u8 tag: 0 kept, 1 left out, 2 hashed, 3 rounded down to a multiple of an f64, which follows
 //! frame   u32 length of the body, u32 rows, u64 rows before, u32 CRC-32, body, u32 CRC-32 of the body
 //! body    text request id, int milliseconds since 1970, text key id, one row after the other
 //! row     one cell a feature, value, option of label (text), option of score (f64), list of probabilities (f32)
@@ -18,6 +19,7 @@
 //! caller's text can pass for a frame. A reader that meets damage looks for the next frame byte by byte; the rows it
 //! missed are the difference to that frame's `rows before`.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::model::features::Feature;
@@ -25,6 +27,7 @@ use crate::model::signature::Kind;
 use crate::model::{Cell, ModelName, Prediction, Value};
 
 use super::Record;
+use super::protect::{Policy, Protection, Secret};
 
 const MAGIC: &[u8; 8] = b"MGSPOOL\x01";
 /// Magic and length.
@@ -34,7 +37,7 @@ const CRC: usize = 4;
 const HEAD: usize = 4 + 4 + 8 + CRC;
 
 /// What every sample of a segment shares.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Header {
     /// Random; salts the sums.
     pub id: u64,
@@ -45,7 +48,7 @@ pub struct Header {
 }
 
 /// Which version answered, and what its rows look like.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Schema {
     /// The model's name.
     pub model: ModelName,
@@ -62,14 +65,14 @@ pub struct Schema {
 }
 
 /// One feature of a [`Schema`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Column {
     /// The model's name for it.
     pub name: Arc<str>,
-    /// The type of its values.
+    /// The type of what is written.
     pub kind: Kind,
-    /// Whether its values are left out.
-    pub redacted: bool,
+    /// What becomes of its values before they are written.
+    pub protection: Protection,
 }
 
 /// The type of a prediction.
@@ -126,13 +129,12 @@ pub struct Survey {
 }
 
 impl Schema {
-    /// The schema of `record`, with the features in `redact` left out, whichever of their two names is written there.
+    /// The schema of `record`, with its features protected as `policy` says.
     #[must_use]
-    pub fn of(record: &Record, redact: &[String]) -> Self {
-        let column = |feature: &Feature| Column {
-            name: Arc::clone(&feature.name),
-            kind: feature.kind,
-            redacted: redact.iter().any(|name| **name == *feature.name || **name == *feature.field),
+    pub fn of(record: &Record, policy: &Policy) -> Self {
+        let column = |feature: &Feature| {
+            let protection = policy.of(feature);
+            Column { name: Arc::clone(&feature.name), kind: protection.kind(feature.kind), protection }
         };
         Self {
             model: record.model.name.clone(),
@@ -148,13 +150,15 @@ impl Schema {
     #[must_use]
     pub fn describes(&self, record: &Record) -> bool {
         let features = record.features.list();
+        let fits =
+            |(ours, its): (&Column, &Feature)| ours.kind == ours.protection.kind(its.kind) && ours.name == its.name;
         self.version == record.model.version.0
             && self.digest == record.model.digest.0
             && self.model == record.model.name
             && self.prediction == ValueKind::of(record)
             && self.classes == record.outputs.classes()
             && self.features.len() == features.len()
-            && self.features.iter().zip(features).all(|(ours, its)| ours.kind == its.kind && ours.name == its.name)
+            && self.features.iter().zip(features).all(fits)
     }
 }
 
@@ -194,7 +198,7 @@ impl Header {
         for column in &schema.features {
             put_text(out, &column.name);
             out.push(kind_code(column.kind));
-            out.push(u8::from(column.redacted));
+            put_protection(out, column.protection);
         }
         put_count(out, schema.classes.len());
         for class in &schema.classes {
@@ -232,21 +236,24 @@ impl Header {
         cursor.0.is_empty().then_some(Self { id, hour, schema })
     }
 
-    /// Appends `record` as a frame to `out`, after `before` rows of this segment.
-    pub fn encode_record(&self, before: u64, record: &Record, out: &mut Vec<u8>) {
+    /// Appends `record` as a frame to `out`, after `before` rows of this segment. Without a `secret` what has to be
+    /// hashed is left out.
+    pub fn encode_record(&self, before: u64, record: &Record, secret: Option<&Secret>, out: &mut Vec<u8>) {
         let predictions = record.outputs.predictions()[..record.rows()].iter().enumerate();
-        let rows = predictions
-            .map(|(row, prediction)| (record.inputs.row(row), prediction, record.outputs.probabilities(row)));
+        let rows = predictions.map(|(row, prediction)| {
+            let cells = self.schema.protected(record.inputs.row(row), secret);
+            (cells, prediction, record.outputs.probabilities(row))
+        });
         self.encode_sample(before, &record.request_id, record.time.as_millisecond(), &record.key_id, rows, out);
     }
 
-    fn encode_sample<'a>(
+    fn encode_sample<'a, C: IntoIterator<Item = Cow<'a, Cell>>>(
         &self,
         before: u64,
         request_id: &str,
         time: i64,
         key_id: &str,
-        rows: impl ExactSizeIterator<Item = (&'a [Cell], &'a Prediction, &'a [f32])>,
+        rows: impl ExactSizeIterator<Item = (C, &'a Prediction, &'a [f32])>,
         out: &mut Vec<u8>,
     ) {
         put_frame(out, self.id, before, rows.len(), |out| {
@@ -254,26 +261,21 @@ impl Header {
             put_int(out, time);
             put_text(out, key_id);
             for (cells, prediction, probabilities) in rows {
-                self.schema.put_row(out, cells, prediction, probabilities);
+                cells.into_iter().for_each(|cell| put_cell(out, &cell));
+                put_answer(out, prediction, probabilities);
             }
         });
     }
 }
 
 impl Schema {
-    /// Redacted cells are left out here, so that they never reach the disk.
-    fn put_row(&self, out: &mut Vec<u8>, cells: &[Cell], prediction: &Prediction, probabilities: &[f32]) {
-        for (index, column) in self.features.iter().enumerate() {
-            let cell = cells.get(index).filter(|_| !column.redacted);
-            put_cell(out, cell.unwrap_or(&Cell::Missing));
-        }
-        put_value(out, &prediction.value);
-        put_option(out, prediction.label.as_deref(), put_text);
-        put_option(out, prediction.score, |out, score| out.extend_from_slice(&score.to_le_bytes()));
-        put_count(out, probabilities.len());
-        for probability in probabilities {
-            out.extend_from_slice(&probability.to_le_bytes());
-        }
+    /// One cell a feature, each as it may be written: what is protected never reaches the disk.
+    fn protected<'a>(&'a self, cells: &'a [Cell], secret: Option<&'a Secret>) -> impl Iterator<Item = Cow<'a, Cell>> {
+        let cell = move |(index, column): (usize, &'a Column)| {
+            let cell = cells.get(index).unwrap_or(&Cell::Missing);
+            column.protection.apply(&column.name, cell, secret)
+        };
+        self.features.iter().enumerate().map(cell)
     }
 }
 
@@ -436,6 +438,28 @@ fn put_frame(out: &mut Vec<u8>, id: u64, before: u64, rows: usize, body: impl Fn
     out.extend_from_slice(&body_sum.to_le_bytes());
 }
 
+fn put_protection(out: &mut Vec<u8>, protection: Protection) {
+    match protection {
+        Protection::Keep => out.push(0),
+        Protection::Redact => out.push(1),
+        Protection::Hash => out.push(2),
+        Protection::Bucket(width) => {
+            out.push(3);
+            out.extend_from_slice(&width.to_le_bytes());
+        }
+    }
+}
+
+fn put_answer(out: &mut Vec<u8>, prediction: &Prediction, probabilities: &[f32]) {
+    put_value(out, &prediction.value);
+    put_option(out, prediction.label.as_deref(), put_text);
+    put_option(out, prediction.score, |out, score| out.extend_from_slice(&score.to_le_bytes()));
+    put_count(out, probabilities.len());
+    for probability in probabilities {
+        out.extend_from_slice(&probability.to_le_bytes());
+    }
+}
+
 fn put_cell(out: &mut Vec<u8>, cell: &Cell) {
     match cell {
         Cell::Missing => out.push(0),
@@ -564,7 +588,18 @@ impl<'a> Cursor<'a> {
     }
 
     fn column(&mut self) -> Option<Column> {
-        Some(Column { name: self.text()?.into(), kind: kind_from_code(self.u8()?)?, redacted: self.flag()? })
+        let (name, kind) = (self.text()?.into(), kind_from_code(self.u8()?)?);
+        Some(Column { name, kind, protection: self.protection()? })
+    }
+
+    fn protection(&mut self) -> Option<Protection> {
+        Some(match self.u8()? {
+            0 => Protection::Keep,
+            1 => Protection::Redact,
+            2 => Protection::Hash,
+            3 => Protection::Bucket(self.f64()?),
+            _ => return None,
+        })
     }
 
     fn row(&mut self, width: usize) -> Option<Row> {

@@ -1,4 +1,4 @@
-//! Where objects go: S3 or a directory.
+//! Where objects go, and where they are read again: S3 or a directory.
 //!
 //! An object is created once and never changed. Its key tells its content, so a key that is taken already means that
 //! this very object was put before, by a process that did not live to note it: that is a success.
@@ -57,6 +57,20 @@ pub enum PutError {
     Unavailable(String),
 }
 
+/// Why samples cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The sink does not give them.
+    #[error("the samples cannot be read: {0}")]
+    Unavailable(String),
+    /// An object no gateway has written.
+    #[error("`{0}` is larger than 256 MiB, which no object of samples is")]
+    TooLarge(String),
+}
+
+/// An object is made of one segment, which is far smaller.
+const OBJECT_MAX_BYTES: u64 = 256 << 20;
+
 /// The client has its own time-outs; this one is for a server that takes a byte now and then.
 const PUT_TIMEOUT: Duration = Duration::from_mins(2);
 
@@ -83,6 +97,89 @@ impl Sink {
     }
 }
 
+impl Sink {
+    /// The keys of all objects that begin with `within`, in no order.
+    ///
+    /// # Errors
+    /// When the sink does not list them.
+    pub async fn list(&self, within: &str) -> Result<Vec<String>, ReadError> {
+        match self {
+            Self::S3 { client, bucket, prefix } => list_s3(client, bucket, prefix, within).await,
+            Self::Directory(folder) => {
+                let (folder, within) = (folder.clone(), within.to_owned());
+                blocking_read(move || {
+                    let mut keys = Vec::new();
+                    list_folder(&folder, "", &mut keys)?;
+                    keys.retain(|key| key.starts_with(&within));
+                    Ok(keys)
+                })
+                .await
+            }
+        }
+    }
+
+    /// The object at `key`, whole.
+    ///
+    /// # Errors
+    /// When the sink does not give it, or it is too large to be one.
+    pub async fn get(&self, key: &str) -> Result<Bytes, ReadError> {
+        match self {
+            Self::S3 { client, bucket, prefix } => get_s3(client, bucket, &prefixed(prefix, key)).await,
+            Self::Directory(folder) => {
+                let path = folder.join(key);
+                if fs::metadata(&path).is_ok_and(|file| file.len() > OBJECT_MAX_BYTES) {
+                    return Err(ReadError::TooLarge(key.to_owned()));
+                }
+                blocking_read(move || fs::read(path).map(Bytes::from)).await
+            }
+        }
+    }
+}
+
+async fn list_s3(client: &Client, bucket: &str, prefix: &str, within: &str) -> Result<Vec<String>, ReadError> {
+    let start = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
+    let mut pages = client.list_objects_v2().bucket(bucket).prefix(prefixed(prefix, within)).into_paginator().send();
+    let mut keys = Vec::new();
+    while let Some(page) = pages.next().await {
+        let page = page.map_err(|error| ReadError::Unavailable(chain(&error)))?;
+        let found = page.contents().iter().filter_map(|object| object.key()?.strip_prefix(&start));
+        keys.extend(found.map(str::to_owned));
+    }
+    Ok(keys)
+}
+
+async fn get_s3(client: &Client, bucket: &str, key: &str) -> Result<Bytes, ReadError> {
+    let object = client.get_object().bucket(bucket).key(key).send().await;
+    let object = object.map_err(|error| ReadError::Unavailable(chain(&error)))?;
+    if object.content_length().is_some_and(|length| length.cast_unsigned() > OBJECT_MAX_BYTES) {
+        return Err(ReadError::TooLarge(key.to_owned()));
+    }
+    let body = object.body.collect().await.map_err(|error| ReadError::Unavailable(chain(&error)))?;
+    Ok(body.into_bytes())
+}
+
+/// The files below `folder`, by their path from there.
+fn list_folder(folder: &Path, above: &str, keys: &mut Vec<String>) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let key = if above.is_empty() { name } else { format!("{above}/{name}") };
+        if entry.file_type()?.is_dir() {
+            list_folder(&entry.path(), &key, keys)?;
+        } else {
+            keys.push(key);
+        }
+    }
+    Ok(())
+}
+
+async fn blocking_read<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, ReadError> {
+    let done = spawn_blocking(work).await.unwrap_or_else(|error| Err(error.into()));
+    done.map_err(|error| ReadError::Unavailable(error.to_string()))
+}
+
 fn prefixed(prefix: &str, key: &str) -> String {
     if prefix.is_empty() { key.to_owned() } else { format!("{prefix}/{key}") }
 }
@@ -96,7 +193,7 @@ async fn put_s3(client: &Client, bucket: &str, key: &str, body: Bytes) -> Result
             .bucket(bucket)
             .key(key)
             .if_none_match("*")
-            .content_type("application/vnd.apache.parquet")
+            .content_type(media_type(key))
             .body(ByteStream::from(body.clone()));
         let Err(error) = put.send().await else { return Ok(()) };
         match error.raw_response().map(|response| response.status().as_u16()) {
@@ -104,6 +201,16 @@ async fn put_s3(client: &Client, bucket: &str, key: &str, body: Bytes) -> Result
             Some(409) if tries > 0 => (),
             status => return Err(put_error(status, &error)),
         }
+    }
+}
+
+fn media_type(key: &str) -> &'static str {
+    match key.rsplit_once('.') {
+        Some((_, "parquet")) => "application/vnd.apache.parquet",
+        Some((_, "jsonl")) => "application/jsonlines",
+        Some((_, "csv")) => "text/csv; charset=utf-8",
+        Some((_, "json")) => "application/json",
+        _ => "application/octet-stream",
     }
 }
 

@@ -19,6 +19,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tracing::{error, info, warn};
 
+use super::protect::{Policy, Secret};
 use super::segment::{Header, Schema};
 use super::{Config, Record};
 
@@ -36,7 +37,7 @@ pub struct Spool {
     files: Files,
     /// In the order of their opening.
     open: Vec<Open>,
-    redact: Vec<String>,
+    protect: Policy,
     flush_rows: u64,
     flush_age: Duration,
     _lock: Lock,
@@ -53,6 +54,8 @@ struct Files {
     /// Whether the last batch found no room; kept so that a change is logged once.
     is_full: bool,
     ids: fastrand::Rng,
+    /// For the features that are hashed.
+    secret: Option<Secret>,
 }
 
 /// A segment that takes samples.
@@ -132,11 +135,12 @@ impl std::ops::AddAssign for Appended {
 }
 
 impl Spool {
-    /// Opens the folder, makes it if need be, and lists what an earlier process left there. Reads none of it.
+    /// Opens the folder, makes it if need be, and lists what an earlier process left there. Reads none of it. Without a
+    /// `secret` what has to be hashed is left out.
     ///
     /// # Errors
     /// When the folder cannot be used, or another process uses it.
-    pub fn open(config: &Config, seed: u64) -> io::Result<Self> {
+    pub fn open(config: &Config, secret: Option<Secret>, seed: u64) -> io::Result<Self> {
         let folder = config.spool.clone();
         make_private(&folder)?;
         let lock = Lock::take(&folder)?;
@@ -150,9 +154,10 @@ impl Spool {
                 max: config.spool_max_bytes,
                 is_full: false,
                 ids: fastrand::Rng::with_seed(seed),
+                secret,
             },
             open: Vec::new(),
-            redact: config.redact.clone(),
+            protect: config.protect.clone(),
             flush_rows: u64::from(config.flush_rows.get()),
             flush_age: config.flush_age,
             _lock: lock,
@@ -237,7 +242,7 @@ impl Spool {
         if self.open.len() == OPEN_MAX {
             *appended += self.close(0);
         }
-        let header = Header { id: self.files.ids.u64(..), hour, schema: Schema::of(record, &self.redact) };
+        let header = Header { id: self.files.ids.u64(..), hour, schema: Schema::of(record, &self.protect) };
         self.open.push(Open { header, since: record.time, file: None, batch: Vec::new(), batch_rows: 0 });
         self.open.len() - 1
     }
@@ -315,7 +320,7 @@ impl Open {
         }
         for record in &self.batch {
             let start = bytes.len();
-            self.header.encode_record(before + appended.accepted, record, &mut bytes);
+            self.header.encode_record(before + appended.accepted, record, files.secret.as_ref(), &mut bytes);
             if files.has_room(bytes.len()) {
                 appended.accepted += record.rows() as u64;
             } else {

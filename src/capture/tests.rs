@@ -17,10 +17,13 @@ pub(super) fn noon() -> Timestamp {
 pub(super) fn config(folder: &std::path::Path) -> Config {
     Config {
         sink: sink::Config::Directory(folder.join("samples")),
+        format: Format::Parquet,
         rate: SamplingRate::ALL,
+        rates: BTreeMap::new(),
         flush_rows: NonZeroU32::new(10_000).unwrap(),
         flush_age: Duration::from_mins(1),
-        redact: Vec::new(),
+        protect: Policy::default(),
+        secret: folder.join("secret"),
         spool: folder.join("spool"),
         spool_max_bytes: 1 << 30,
     }
@@ -66,13 +69,18 @@ impl Version3 {
     }
 }
 
+/// The name of the model all samples are of.
+fn name() -> ModelName {
+    "credit-score".parse().unwrap()
+}
+
 fn offered(rate: f64, seed: u64) -> Counts {
     let folder = tempfile::tempdir().unwrap();
     let config = Config { rate: SamplingRate::new(rate).unwrap(), ..config(folder.path()) };
-    let (capture, _writer) = open(config, Sink::Directory(folder.path().into()), seed).unwrap();
+    let (capture, _writer) = open(config, Sink::Directory(folder.path().into()), &mut getrandom::fill, seed).unwrap();
     let record = version(3).record("r", 1, "Doctor", noon());
     for _ in 0..4000 {
-        capture.offer(1, || record.clone());
+        capture.offer(&name(), 1, || record.clone());
     }
     capture.counts()
 }
@@ -87,8 +95,20 @@ fn the_rate_decides_how_many_are_sampled_and_the_seed_which() {
 }
 
 #[test]
+fn a_model_may_have_a_rate_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let rates = [(name(), SamplingRate::ALL)].into();
+    let config = Config { rate: SamplingRate::new(0.0).unwrap(), rates, ..config(folder.path()) };
+    let sink = Sink::Directory(folder.path().into());
+    let (capture, _writer) = open(config, sink, &mut getrandom::fill, 1).unwrap();
+    capture.offer(&name(), 1, || version(3).record("r", 1, "Doctor", noon()));
+    capture.offer(&"other".parse().unwrap(), 1, || unreachable!("its rate is none"));
+    assert_eq!(capture.counts().sampled, 1);
+}
+
+#[test]
 fn nothing_is_built_for_a_capture_that_is_off() {
-    Capture::off().offer(1, || unreachable!("nobody asked for the record"));
+    Capture::off().offer(&name(), 1, || unreachable!("nobody asked for the record"));
     assert_eq!(Capture::off().counts(), Counts::default());
 }
 
@@ -96,10 +116,11 @@ fn nothing_is_built_for_a_capture_that_is_off() {
 #[track_caller]
 fn check_bound(times: u64, rows: usize, job: &str, taken: u64) {
     let folder = tempfile::tempdir().unwrap();
-    let (capture, _writer) = open(config(folder.path()), Sink::Directory(folder.path().into()), 1).unwrap();
+    let (capture, _writer) =
+        open(config(folder.path()), Sink::Directory(folder.path().into()), &mut getrandom::fill, 1).unwrap();
     let record = version(3).record("r", rows, job, noon());
     for _ in 0..times {
-        capture.offer(rows, || record.clone());
+        capture.offer(&name(), rows, || record.clone());
     }
     let rows = rows as u64;
     let dropped_queue_full = (times - taken) * rows;
@@ -125,9 +146,10 @@ fn the_queue_is_bounded_in_bytes() {
 #[test]
 fn no_record_is_built_where_there_is_no_room() {
     let folder = tempfile::tempdir().unwrap();
-    let (capture, _writer) = open(config(folder.path()), Sink::Directory(folder.path().into()), 1).unwrap();
+    let (capture, _writer) =
+        open(config(folder.path()), Sink::Directory(folder.path().into()), &mut getrandom::fill, 1).unwrap();
     let built = Flag::new(false);
-    capture.offer(100_000, || {
+    capture.offer(&name(), 100_000, || {
         built.set(true);
         version(3).record("r", 1, "Doctor", noon())
     });
@@ -138,10 +160,11 @@ fn no_record_is_built_where_there_is_no_room() {
 #[tokio::test]
 async fn the_queue_ends_with_the_last_capture() {
     let folder = tempfile::tempdir().unwrap();
-    let (capture, mut writer) = open(config(folder.path()), Sink::Directory(folder.path().into()), 1).unwrap();
+    let (capture, mut writer) =
+        open(config(folder.path()), Sink::Directory(folder.path().into()), &mut getrandom::fill, 1).unwrap();
     let twin = capture.clone();
     drop(capture);
-    twin.offer(2, || version(3).record("r", 2, "Doctor", noon()));
+    twin.offer(&name(), 2, || version(3).record("r", 2, "Doctor", noon()));
     drop(twin);
     assert_eq!(writer.spool_once().await, Some(2));
     assert_eq!(writer.spool_once().await, None);
@@ -152,10 +175,11 @@ async fn the_queue_ends_with_the_last_capture() {
 #[tokio::test]
 async fn a_writer_that_waits_is_woken_by_an_offer_and_by_the_end() {
     let folder = tempfile::tempdir().unwrap();
-    let (capture, mut writer) = open(config(folder.path()), Sink::Directory(folder.path().into()), 1).unwrap();
+    let (capture, mut writer) =
+        open(config(folder.path()), Sink::Directory(folder.path().into()), &mut getrandom::fill, 1).unwrap();
     let offer = async {
         tokio::task::yield_now().await;
-        capture.offer(1, || version(3).record("r", 1, "Doctor", noon()));
+        capture.offer(&name(), 1, || version(3).record("r", 1, "Doctor", noon()));
     };
     assert_eq!(tokio::join!(writer.spool_once(), offer).0, Some(1));
     let end = async {

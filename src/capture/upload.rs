@@ -18,11 +18,12 @@ use tracing::{error, info, warn};
 
 use crate::model::Digest;
 
+use super::manifest::{Ledger, Listed};
 use super::queue::Queue;
 use super::segment::{self, Header, Schema};
 use super::sink::{PutError, Sink};
 use super::spool::{self, Closed, Spool};
-use super::{Flushed, blocking, parquet};
+use super::{Flushed, Format, blocking, csv, jsonl, parquet};
 
 /// Waits between two tries of a sink that is down, doubled from the first to the last.
 const BACKOFF_FIRST: Duration = Duration::from_secs(1);
@@ -32,9 +33,11 @@ const BACKOFF_LAST: Duration = Duration::from_mins(5);
 #[derive(Debug)]
 pub(super) struct Uploader {
     sink: Sink,
+    format: Format,
     spool: Arc<Mutex<Spool>>,
     queue: Arc<Queue>,
     health: Health,
+    ledger: Mutex<Ledger>,
 }
 
 /// Segments to be sent in one go, and what came of them.
@@ -47,9 +50,8 @@ struct Round {
 
 /// A segment ready for the sink.
 struct Object {
-    key: String,
     body: Vec<u8>,
-    rows: u64,
+    listed: Listed,
 }
 
 /// Why a segment still waits.
@@ -70,13 +72,16 @@ enum Unusable {
     Damaged,
     #[error("it does not become Parquet: {0}")]
     Parquet(#[from] ::parquet::errors::ParquetError),
-    #[error("its conversion to Parquet panicked")]
+    #[error("it does not become JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("its conversion panicked")]
     Panicked,
 }
 
 impl Uploader {
-    pub(super) fn new(sink: Sink, spool: Arc<Mutex<Spool>>, queue: Arc<Queue>, seed: u64) -> Self {
-        Self { sink, spool, queue, health: Health::new(seed) }
+    pub(super) fn new(sink: Sink, format: Format, spool: Arc<Mutex<Spool>>, queue: Arc<Queue>, seed: u64) -> Self {
+        let ledger = Mutex::new(Ledger::new(seed));
+        Self { sink, format, spool, queue, health: Health::new(seed), ledger }
     }
 
     /// Closes what is due and sends what is closed. May be dropped half-way: what is not settled is sent again.
@@ -91,6 +96,9 @@ impl Uploader {
         let mut flushed = Flushed::default();
         if all || self.health.is_due(now) {
             flushed = self.send_all(now).await;
+        }
+        if flushed.objects > 0 {
+            self.list(now).await;
         }
         flushed.waiting =
             self.with_spool(|spool, _| spool.closed().iter().filter_map(|segment| segment.rows).sum()).await;
@@ -137,6 +145,13 @@ impl Uploader {
         flushed
     }
 
+    /// Writes down what was sent. What cannot be written now is written with the next objects.
+    async fn list(&self, now: Timestamp) {
+        let Some(manifest) = self.ledger.lock().manifest(now, self.queue.tally.counts()) else { return };
+        let put = Box::pin(self.sink.put(&manifest.key, manifest.body)).await;
+        self.ledger.lock().settle(&manifest.lists, put);
+    }
+
     /// Sends one segment; `false` when there is none left to send in this round.
     async fn send_next(&self, round: &Mutex<Round>) -> bool {
         let Some(segment) = round.lock().next() else { return false };
@@ -156,16 +171,17 @@ impl Uploader {
 
     /// Reads a segment and makes its object.
     async fn prepare(&self, segment: &Closed) -> Result<Object, Unusable> {
-        let segment = segment.clone();
-        let object = spawn_blocking(move || object_of(&spool::read(&segment)?));
+        let (segment, format) = (segment.clone(), self.format);
+        let object = spawn_blocking(move || object_of(&spool::read(&segment)?, format));
         object.await.unwrap_or(Err(Unusable::Panicked))
     }
 
     /// Puts an object, and then deletes its segment. Gives back the rows.
     async fn send(&self, segment: &Closed, object: Object) -> Result<u64, SendError> {
         // Boxed, because the SDK's future takes ten kilobytes and four of these run at a time.
-        Box::pin(self.sink.put(&object.key, object.body)).await?;
-        let (path, rows) = (Arc::clone(&segment.path), object.rows);
+        Box::pin(self.sink.put(&object.listed.key, object.body)).await?;
+        let (path, rows) = (Arc::clone(&segment.path), object.listed.rows);
+        self.ledger.lock().note(object.listed);
         self.with_spool(move |spool, queue| {
             if let Some(segment) = spool.remove(&path).map_err(SendError::Delete)? {
                 settle(queue, &segment, rows);
@@ -182,7 +198,9 @@ impl Uploader {
         self.with_spool(move |spool, queue| {
             let removed = match reason {
                 Unusable::Damaged => spool.remove(&path).unwrap_or_else(|_| spool.forget(&path)),
-                Unusable::Read(_) | Unusable::Parquet(_) | Unusable::Panicked => spool.forget(&path),
+                Unusable::Read(_) | Unusable::Parquet(_) | Unusable::Json(_) | Unusable::Panicked => {
+                    spool.forget(&path)
+                }
             };
             if let Some(segment) = removed {
                 error!(segment = %path.display(), "a segment of samples is lost: {reason}");
@@ -225,23 +243,34 @@ fn settle(queue: &Queue, segment: &Closed, stored: u64) {
     queue.tally.settled(rows - lost, lost);
 }
 
-fn object_of(bytes: &[u8]) -> Result<Object, Unusable> {
+fn object_of(bytes: &[u8], format: Format) -> Result<Object, Unusable> {
     let contents = segment::read(bytes).ok_or(Unusable::Damaged)?;
     if contents.samples.is_empty() {
         return Err(Unusable::Damaged);
     }
-    let key = object_key(&contents.header, bytes).ok_or(Unusable::Damaged)?;
-    Ok(Object { key, rows: contents.rows(), body: parquet::encode(&contents)? })
+    let key = object_key(&contents.header, bytes, format).ok_or(Unusable::Damaged)?;
+    let body = match format {
+        Format::Parquet => parquet::encode(&contents)?,
+        Format::Jsonl => jsonl::encode(&contents)?.into_bytes(),
+        Format::Csv => csv::encode(&contents).into_bytes(),
+    };
+    Ok(Object { listed: Listed::of(key, contents.rows(), &body), body })
 }
 
-/// `model=<name>/version=<version>/date=<YYYY-MM-DD>/hour=<HH>/<digest>.parquet`, by the hour of the samples. The digest
-/// is half a SHA-256 of the segment, so that the same segment always has the same key.
-fn object_key(header: &Header, segment: &[u8]) -> Option<String> {
+/// `model=<name>/version=<version>/date=<YYYY-MM-DD>/hour=<HH>/<digest>.parquet`, by the hour of the samples; or
+/// `<name>/<version>/<YYYY>/<MM>/<DD>/<HH>/<digest>.jsonl`, where SageMaker's tools look for an endpoint and its variant.
+/// The digest is half a SHA-256 of the segment, so that the same segment always has the same key.
+fn object_key(header: &Header, segment: &[u8], format: Format) -> Option<String> {
     let hour = Timestamp::from_second(header.hour.checked_mul(3600)?).ok()?;
     let mut name = Digest(Sha256::digest(segment).into()).hex();
     name.truncate(32);
     let Schema { model, version, .. } = &header.schema;
-    Some(format!("model={model}/version={version}/{}/{name}.parquet", hour.strftime("date=%Y-%m-%d/hour=%H")))
+    let partition = hour.strftime("date=%Y-%m-%d/hour=%H");
+    Some(match format {
+        Format::Parquet => format!("model={model}/version={version}/{partition}/{name}.parquet"),
+        Format::Csv => format!("model={model}/version={version}/{partition}/{name}.csv"),
+        Format::Jsonl => format!("{model}/{version}/{}/{name}.jsonl", hour.strftime("%Y/%m/%d/%H")),
+    })
 }
 
 /// Whether the sink works, and when to ask it again if not.

@@ -7,6 +7,7 @@ use super::Purpose;
 use super::layer::{Node, Origin, Table, Value};
 use super::reader::Section;
 use super::value::{Parsed, Wrong, finite, list, map, number, text, text_as, texts, word};
+use crate::capture::SamplingRate;
 use crate::manager::ModelConfig;
 use crate::model::features::{DefaultValue, Settings, Unseen};
 use crate::model::outputs::{Decision, Rule};
@@ -36,17 +37,24 @@ pub(super) fn from_flag(written: &mut Table, typed: &str) {
     }
 }
 
-pub(super) fn read(root: &mut Section<'_>, purpose: Purpose) -> Vec<ModelConfig> {
+/// The models, and the sampling rates of those that have one of their own.
+pub(super) fn read(root: &mut Section<'_>, purpose: Purpose) -> (Vec<ModelConfig>, BTreeMap<ModelName, SamplingRate>) {
     let count = root.len("model");
     if count == 0 && purpose == Purpose::Serve && !root.has("model") {
         let text = "no model is configured, expected `--model NAME@alias` or a [[model]] table in the file of --config";
         root.mistake_at(Origin::Flag("--model"), text);
     }
     let mut names = BTreeSet::new();
-    (0..count).filter_map(|index| model(root.element("model", index), &mut names)).collect()
+    let mut rates = BTreeMap::new();
+    let models = (0..count).filter_map(|index| model(root.element("model", index), &mut names, &mut rates)).collect();
+    (models, rates)
 }
 
-fn model(mut s: Section<'_>, names: &mut BTreeSet<ModelName>) -> Option<ModelConfig> {
+fn model(
+    mut s: Section<'_>,
+    names: &mut BTreeSet<ModelName>,
+    rates: &mut BTreeMap<ModelName, SamplingRate>,
+) -> Option<ModelConfig> {
     let expected = "1 to 64 of A-Z a-z 0-9 . _ -, beginning with a letter or digit";
     let name: Option<ModelName> = s.required("name", text_as(expected, |text| text.parse().ok()));
     if let Some(name) = &name
@@ -63,8 +71,10 @@ fn model(mut s: Section<'_>, names: &mut BTreeSet<ModelName>) -> Option<ModelCon
     let select = s.defaulted("select", text_as(expected, select));
     let decision = decision(&mut s);
     let features = features(s.section("features"));
+    let rate = s.optional_section("capture").and_then(rate);
     s.finish();
     let name = name?;
+    rates.extend(rate.map(|rate| (name.clone(), rate)));
     let registered_model = registered_model.unwrap_or_else(|| name.to_string());
     Some(ModelConfig { name, registered_model, select, features, decision })
 }
@@ -140,6 +150,13 @@ fn features(mut s: Section<'_>) -> Settings {
     };
     s.finish();
     settings
+}
+
+/// The model's own sampling rate.
+fn rate(mut s: Section<'_>) -> Option<SamplingRate> {
+    let rate = s.optional("rate", number(0.0..=1.0)).and_then(SamplingRate::new);
+    s.finish();
+    rate
 }
 
 fn defaults(value: &Value) -> Parsed<BTreeMap<String, DefaultValue>> {

@@ -13,7 +13,7 @@ use super::reader::Section;
 use super::sections::secret;
 use super::value::{Parsed, Wrong, text_as, whole, word};
 use crate::auth::PlanName;
-use crate::quota::{LARGEST_AMOUNT, OnStoreDown, Place, Plan, Redis};
+use crate::quota::{LARGEST_AMOUNT, Location, OnStoreDown, Plan, Redis};
 
 /// What `store` says.
 #[derive(Clone)]
@@ -22,26 +22,26 @@ enum Store {
     Redis(Url),
 }
 
-pub(super) fn read(mut s: Section<'_>, file: PathBuf, plans: &BTreeMap<PlanName, Plan>) -> Place {
+pub(super) fn read(mut s: Section<'_>, file: PathBuf, plans: &BTreeMap<PlanName, Plan>) -> Location {
     let store = s.defaulted("store", store);
     let password = secret(&mut s, "store_password", "store_password_file");
     let namespace = s.defaulted("namespace", text_as("1 to 64 of A-Z a-z 0-9 . _ -", namespace));
     let lease = s.optional("lease", whole::<u64>(1..=LARGEST_AMOUNT)).and_then(NonZeroU64::new);
     let policies = [("lease", OnStoreDown::Lease), ("closed", OnStoreDown::Closed), ("open", OnStoreDown::Open)];
     let on_store_down = s.defaulted("on_store_down", word(&policies, &[]));
-    let place = match store {
+    let location = match store {
         Store::Embedded => {
             check_embedded(&mut s, on_store_down);
-            Place::File(file)
+            Location::File(file)
         }
         Store::Redis(mut url) => {
             check_amounts(&mut s, plans);
             let password = password.or_else(|| take_password(&mut url));
-            Place::Redis(Redis { url, password, namespace, lease, on_store_down })
+            Location::Redis(Redis { url, password, namespace, lease, on_store_down })
         }
     };
     s.finish();
-    place
+    location
 }
 
 fn store(value: &Value) -> Parsed<Store> {

@@ -14,14 +14,22 @@ use url::Url;
 
 use super::layer::{Origin, Value, mask_url};
 use super::reader::Section;
-use super::value::{Parsed, SECOND, address, duration, number, path, size, text, text_as, texts, whole, word};
+use super::value::{
+    Parsed, SECOND, Wrong, address, boolean, duration, finite, map, number, path, size, text, text_as, texts, whole,
+    word,
+};
 use super::{Purpose, variable};
 use crate::auth::{Access, PlanName};
+use crate::capture::protect::Policy;
+use crate::capture::{Format, SamplingRate};
 use crate::manager::ModelConfig;
-use crate::quota::{Limit, Period, Plan, Throttle, Unit};
+use crate::metrics::cloudwatch::Mode;
+use crate::model::ModelName;
+use crate::quota::{Enforcement, Limit, Period, Plan, Throttle, Unit};
 use crate::registry::Credentials;
+use crate::server::ErrorStyle;
 use crate::telemetry::LogFormat;
-use crate::{capture, metrics, registry, server, telemetry};
+use crate::{capture, drift, metrics, registry, server, telemetry};
 
 const HOUR: Duration = Duration::from_hours(1);
 
@@ -33,11 +41,11 @@ fn count<T: TryFrom<u64>>() -> impl Fn(&Value) -> Parsed<T> {
 pub(super) fn server(mut s: Section<'_>) -> server::Config {
     let time = || duration(SECOND..=HOUR);
     let pause = || duration(Duration::ZERO..=HOUR);
-    // The one shape there is; a choice once there are two.
-    s.defaulted("error_style", word(&[("problem", ())], &["api-gateway"]));
+    let styles = [("problem", ErrorStyle::Problem), ("api-gateway", ErrorStyle::ApiGateway)];
     let config = server::Config {
         listen: s.defaulted("listen", address),
         admin_listen: s.defaulted("admin_listen", address),
+        error_style: s.defaulted("error_style", word(&styles, &[])),
         max_body: s.defaulted("max_body", size(ByteSize::kib(1)..=ByteSize::gib(1))),
         deadline: s.defaulted("deadline", time()),
         max_rows: s.defaulted("max_rows", count()),
@@ -210,8 +218,7 @@ pub(super) fn plans(root: &mut Section<'_>, models: &[ModelConfig], purpose: Pur
         s.finish();
     }
     if plans.limits.is_empty() {
-        let unlimited = Plan { throttle: None, quota: None, unit: Unit::Rows };
-        plans.limits.insert(DEFAULT_PLAN.into(), unlimited);
+        plans.limits.insert(DEFAULT_PLAN.into(), Plan::default());
         plans.access.insert(DEFAULT_PLAN.into(), Access::All);
         root.show_default(&format!("plans.{DEFAULT_PLAN}"));
     }
@@ -229,6 +236,8 @@ fn limits(s: &mut Section<'_>) -> Plan {
     let period = [("day", Period::Day), ("week", Period::Week), ("month", Period::Month)];
     let period = s.defaulted("period", word(&period, &[]));
     let unit = s.defaulted("unit", word(&[("rows", Unit::Rows), ("requests", Unit::Requests)], &[]));
+    let concurrency = s.optional("concurrency", count());
+    let enforced = s.defaulted("enforce", boolean);
     if burst.is_some() && !s.has("rate") {
         s.mistake("burst", "expected a `rate` with it");
     }
@@ -236,6 +245,8 @@ fn limits(s: &mut Section<'_>) -> Plan {
         throttle: rate.map(|rate| Throttle { rate, burst: burst.unwrap_or_else(|| one_second_of(rate)) }),
         quota: quota.and_then(NonZeroU64::new).map(|amount| Limit { amount, period }),
         unit,
+        concurrency: concurrency.and_then(NonZeroU32::new),
+        enforcement: if enforced { Enforcement::Enforced } else { Enforcement::DryRun },
     }
 }
 
@@ -267,11 +278,28 @@ pub(super) fn metrics(mut s: Section<'_>) -> (metrics::Config, Option<metrics::c
     (config, cloudwatch)
 }
 
+/// How drift is looked for.
+pub(super) fn drift(mut s: Section<'_>) -> drift::Config {
+    let config = drift::Config {
+        window: s.defaulted("window", duration(SECOND * 60..=HOUR * 24 * 7)),
+        threshold: s.defaulted("threshold", number(0.001..=10.0)),
+        min_rows: s.defaulted("min_rows", whole(20..=1_000_000)),
+        baseline_rows: s.defaulted("baseline_rows", whole(20..=10_000)),
+        by_key: s.switch("by_key"),
+    };
+    if config.baseline_rows < config.min_rows {
+        s.mistake("baseline_rows", "expected at least `min_rows`: with fewer there would never be a verdict");
+    }
+    s.finish();
+    config
+}
+
 fn cloudwatch(mut s: Section<'_>) -> metrics::cloudwatch::Config {
     let expected = "1 to 255 printable ASCII characters, not beginning with \":\" or \"AWS/\"";
     let config = metrics::cloudwatch::Config {
         namespace: s.defaulted("namespace", text_as(expected, namespace)),
         interval: s.defaulted("interval", duration(SECOND * 10..=HOUR)),
+        mode: s.defaulted("mode", word(&[("full", Mode::Full), ("lean", Mode::Lean)], &[])),
     };
     s.finish();
     config
@@ -284,14 +312,19 @@ fn namespace(text: &str) -> Option<String> {
     (allowed && text.len() <= 255).then(|| text.to_owned())
 }
 
-pub(super) fn capture(mut s: Section<'_>, data_dir: &Path) -> Option<capture::Config> {
+pub(super) fn capture(
+    mut s: Section<'_>,
+    data_dir: &Path,
+    rates: BTreeMap<ModelName, SamplingRate>,
+) -> Option<capture::Config> {
     let sink = s.required(
         "sink",
         text_as("\"s3://bucket/prefix\" (3 to 63 of a-z 0-9 . - for the bucket) or \"file:directory\"", sink),
     );
-    s.defaulted("format", word(&[("parquet", ())], &["jsonl", "csv"]));
-    let rate = capture::SamplingRate::new(s.defaulted("rate", number(0.0..=1.0)));
-    let redact = s.optional("redact", texts).unwrap_or_default();
+    let formats = [("parquet", Format::Parquet), ("jsonl", Format::Jsonl), ("csv", Format::Csv)];
+    let format = s.defaulted("format", word(&formats, &[]));
+    let rate = SamplingRate::new(s.defaulted("rate", number(0.0..=1.0)));
+    let protect = protect(&mut s);
     let spool_max_bytes = s.defaulted("spool_max", size(ByteSize::mib(1)..=ByteSize::tib(1)));
     let mut flush = s.section("flush");
     let flush_rows = NonZeroU32::new(flush.defaulted("rows", count()));
@@ -300,16 +333,39 @@ pub(super) fn capture(mut s: Section<'_>, data_dir: &Path) -> Option<capture::Co
     s.finish();
     Some(capture::Config {
         sink: sink?,
+        format,
         rate: rate?,
+        rates,
         flush_rows: flush_rows?,
         flush_age,
-        redact,
+        protect,
+        secret: data_dir.join("capture-secret"),
         spool: data_dir.join("spool"),
         spool_max_bytes,
     })
 }
 
-fn sink(text: &str) -> Option<capture::sink::Config> {
+/// A feature under two rules is a mistake: whoever wrote it expected either.
+fn protect(s: &mut Section<'_>) -> Policy {
+    let redact = s.optional("redact", texts).unwrap_or_default();
+    let hash = s.optional("hash", texts).unwrap_or_default();
+    let width = |value: &Value| {
+        let wrong = || Wrong::expected("a number above 0");
+        finite(value).filter(|width| *width > 0.0).ok_or_else(wrong)
+    };
+    let expected = "a table of numbers above 0, such as { Income = 1000 }";
+    let bucket = s.optional("bucket", map(expected, width)).unwrap_or_default();
+    for name in hash.iter().filter(|name| redact.contains(name)) {
+        s.mistake("hash", &format!("{name:?} is in `redact` too, expected one of them"));
+    }
+    for name in bucket.keys().filter(|name| redact.contains(name) || hash.contains(name)) {
+        s.mistake("bucket", &format!("{name:?} is in `redact` or `hash` too, expected one of them"));
+    }
+    Policy { redact, hash, bucket }
+}
+
+/// A place for samples, as the configuration writes it.
+pub(super) fn sink(text: &str) -> Option<capture::sink::Config> {
     if let Some(path) = directory(text) {
         return Some(capture::sink::Config::Directory(path));
     }

@@ -15,7 +15,7 @@ const STACK_BYTES: usize = 64 << 20;
 
 /// Why a version is not fit to serve.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unfit {
+pub enum Unfit {
     /// Its files are not what is needed.
     #[error(transparent)]
     Files(#[from] RegistryError),

@@ -25,6 +25,18 @@ pub struct Config {
     pub namespace: String,
     /// How often.
     pub interval: Duration,
+    /// What is sent.
+    pub mode: Mode,
+}
+
+/// What is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Every series.
+    #[default]
+    Full,
+    /// Six of each model, whatever its features and versions.
+    Lean,
 }
 
 /// What one flush did.
@@ -83,7 +95,7 @@ impl Flusher {
     /// A flusher of `metrics`, which keep their measurements for it from now on.
     #[must_use]
     pub fn new(metrics: Metrics, client: aws_sdk_cloudwatch::Client, config: Config) -> Self {
-        metrics.start_delivery();
+        metrics.start_delivery(config.mode);
         Self { metrics, client, config, queue: Queue::default(), is_failing: false }
     }
 

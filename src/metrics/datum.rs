@@ -82,14 +82,22 @@ impl Line {
 fn unit(series: &Series) -> StandardUnit {
     match series {
         Series::Latency(_) => StandardUnit::Milliseconds,
-        Series::Prediction(_) | Series::FeatureValue(_) => StandardUnit::None,
+        Series::Prediction(_)
+        | Series::FeatureValue(_)
+        | Series::Psi(_)
+        | Series::FeatureDrift(_)
+        | Series::MaxPsi(_) => StandardUnit::None,
         Series::Requests(_)
         | Series::Errors(_)
         | Series::PredictionClass { .. }
         | Series::FeatureMissing(_)
         | Series::FeatureUnseen(_)
         | Series::FeatureCategory { .. }
-        | Series::Refused => StandardUnit::Count,
+        | Series::DriftedFeatures(_)
+        | Series::SampleRows(_)
+        | Series::Refused
+        | Series::Throttled { .. }
+        | Series::QuotaExceeded { .. } => StandardUnit::Count,
     }
 }
 

@@ -1,6 +1,8 @@
 //! The text Prometheus reads: the totals since the process began.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
@@ -13,14 +15,21 @@ use super::cloudwatch::Flushed;
 use super::histogram::float;
 use super::series::{FeatureOf, Scope, Series};
 use super::totals::{Total, Totals};
+use crate::model::ModelName;
 
 /// What the page is written in, for its `Content-Type`.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The page.
-pub(super) fn page(totals: Totals, flushed: Option<&Flushed>, outside: &[Family]) -> String {
+pub(super) fn page(
+    totals: Totals,
+    drift: &BTreeMap<Series, f64>,
+    flushed: Option<&Flushed>,
+    outside: &[Family],
+) -> String {
     let mut registry = Registry::default();
-    let families = [own(&totals), flushed.map(delivery).unwrap_or_default(), outside.to_vec()].concat();
+    let families =
+        [own(&totals), drift_families(drift), flushed.map(delivery).unwrap_or_default(), outside.to_vec()].concat();
     registry.register_collector(Box::new(Page { totals, families }));
     let mut page = String::new();
     encode(&mut page, &registry).expect("writing to a String does not fail");
@@ -77,12 +86,52 @@ fn own(totals: &Totals) -> Vec<Family> {
         counter("modelgate_feature_missing", "Rows without a value for a feature", each(totals, missing)),
         counter("modelgate_feature_unseen", "Rows with a category the model has no column for", each(totals, unseen)),
         counter("modelgate_feature_category", "Rows by the text of a feature", each(totals, category)),
+        counter("modelgate_throttled", "Requests above a plan's rate or concurrency", each_limit(totals, throttled)),
+        counter("modelgate_quota_exceeded", "Requests above a plan's quota", each_limit(totals, quota_exceeded)),
         counter(
             "modelgate_series_refused",
             "Measurements whose series found no room under the cap",
             vec![(Vec::new(), float(totals.refused()))],
         ),
     ]
+}
+
+/// Drift as it was last seen.
+fn drift_families(drift: &BTreeMap<Series, f64>) -> Vec<Family> {
+    let each = |labels: fn(&Series) -> Option<Labels>| -> Vec<Sample> {
+        drift.iter().filter_map(|(series, figure)| Some((labels(series)?, *figure))).collect()
+    };
+    vec![
+        gauge("modelgate_feature_psi", "Population stability index of a feature", each(psi_labels)),
+        gauge("modelgate_feature_drift", "Largest difference from the baseline, less chance", each(difference_labels)),
+        gauge("modelgate_drifted_features", "Features that have drifted", each(drifted_labels)),
+        gauge("modelgate_max_psi", "Largest PSI of a feature with enough rows", each(max_psi_labels)),
+        gauge("modelgate_drift_rows", "Rows that drift is computed of", each(sample_rows_labels)),
+    ]
+}
+
+fn psi_labels(series: &Series) -> Option<Labels> {
+    if let Series::Psi(of) = series { Some(feature_labels(of)) } else { None }
+}
+
+fn difference_labels(series: &Series) -> Option<Labels> {
+    if let Series::FeatureDrift(of) = series { Some(feature_labels(of)) } else { None }
+}
+
+fn drifted_labels(series: &Series) -> Option<Labels> {
+    if let Series::DriftedFeatures(model) = series { Some(model_label(model)) } else { None }
+}
+
+fn max_psi_labels(series: &Series) -> Option<Labels> {
+    if let Series::MaxPsi(model) = series { Some(model_label(model)) } else { None }
+}
+
+fn sample_rows_labels(series: &Series) -> Option<Labels> {
+    if let Series::SampleRows(model) = series { Some(model_label(model)) } else { None }
+}
+
+fn model_label(model: &ModelName) -> Vec<(&'static str, String)> {
+    vec![("model", model.to_string())]
 }
 
 /// What was sent to CloudWatch, where anything is.
@@ -96,8 +145,11 @@ fn delivery(flushed: &Flushed) -> Vec<Family> {
     ]
 }
 
+/// A label set.
+type Labels = Vec<(&'static str, String)>;
+
 /// A label set and its figure.
-type Sample = (Vec<(&'static str, String)>, f64);
+type Sample = (Labels, f64);
 
 fn counter(name: &'static str, help: &'static str, samples: Vec<Sample>) -> Family {
     Family { name, help, counter: true, samples }
@@ -119,6 +171,20 @@ fn answers(totals: &Totals) -> Vec<Sample> {
 /// The samples that `pick` makes of the series it knows.
 fn each(totals: &Totals, pick: fn(&Series, Total) -> Option<Sample>) -> Vec<Sample> {
     totals.series().filter_map(|(series, total)| pick(series, total)).collect()
+}
+
+fn each_limit(totals: &Totals, pick: fn(&Series) -> Option<&Arc<str>>) -> Vec<Sample> {
+    let sample =
+        |(series, count): (&Series, &u64)| pick(series).map(|plan| (vec![("plan", plan.to_string())], float(*count)));
+    totals.limits().iter().filter_map(sample).collect()
+}
+
+fn throttled(series: &Series) -> Option<&Arc<str>> {
+    if let Series::Throttled { plan } = series { Some(plan) } else { None }
+}
+
+fn quota_exceeded(series: &Series) -> Option<&Arc<str>> {
+    if let Series::QuotaExceeded { plan } = series { Some(plan) } else { None }
 }
 
 fn class(series: &Series, total: Total) -> Option<Sample> {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::PlanLimit;
 use crate::model::{Identity, ModelName, Version};
 
 /// One series as CloudWatch counts them: a metric's name and its dimensions.
@@ -25,8 +26,22 @@ pub(super) enum Series {
     FeatureUnseen(FeatureOf),
     /// Rows by the text of a feature.
     FeatureCategory { of: FeatureOf, category: Arc<str> },
+    /// How far a feature is from its baseline: population stability index.
+    Psi(FeatureOf),
+    /// The largest difference between a feature's distribution and its baseline's, less what chance makes of it.
+    FeatureDrift(FeatureOf),
+    /// Features that have drifted.
+    DriftedFeatures(ModelName),
+    /// The largest PSI of a feature that has enough rows.
+    MaxPsi(ModelName),
+    /// Rows that drift is computed of.
+    SampleRows(ModelName),
     /// Measurements whose series found no room.
     Refused,
+    /// Requests above a plan's rate, or above what it allows at one time.
+    Throttled { plan: Arc<str> },
+    /// Requests above a plan's quota.
+    QuotaExceeded { plan: Arc<str> },
 }
 
 /// All versions of a model together, or one of them.
@@ -56,6 +71,14 @@ impl Scope {
 }
 
 impl Series {
+    /// Requests of `plan` that passed `limit`.
+    pub(super) fn of_plan(plan: Arc<str>, limit: PlanLimit) -> Self {
+        match limit {
+            PlanLimit::Throttle => Self::Throttled { plan },
+            PlanLimit::Quota => Self::QuotaExceeded { plan },
+        }
+    }
+
     /// The metric's name.
     pub(super) fn name(&self) -> &'static str {
         match self {
@@ -68,7 +91,35 @@ impl Series {
             Self::FeatureMissing(_) => "FeatureMissing",
             Self::FeatureUnseen(_) => "FeatureUnseen",
             Self::FeatureCategory { .. } => "FeatureCategory",
+            Self::Psi(_) => "PSI",
+            Self::FeatureDrift(_) => "FeatureDrift",
+            Self::DriftedFeatures(_) => "DriftedFeatures",
+            Self::MaxPsi(_) => "MaxPSI",
+            Self::SampleRows(_) => "SampleRows",
             Self::Refused => "SeriesRefused",
+            Self::Throttled { .. } => "Throttled",
+            Self::QuotaExceeded { .. } => "QuotaExceeded",
+        }
+    }
+
+    /// Whether it is one of the six that are sent of each model in the lean mode.
+    pub(super) fn is_lean(&self) -> bool {
+        match self {
+            Self::Requests(scope) | Self::Errors(scope) | Self::Latency(scope) | Self::Prediction(scope) => {
+                scope.version.is_none()
+            }
+            Self::DriftedFeatures(_) | Self::MaxPsi(_) => true,
+            Self::PredictionClass { .. }
+            | Self::FeatureValue(_)
+            | Self::FeatureMissing(_)
+            | Self::FeatureUnseen(_)
+            | Self::FeatureCategory { .. }
+            | Self::Psi(_)
+            | Self::FeatureDrift(_)
+            | Self::SampleRows(_)
+            | Self::Refused
+            | Self::Throttled { .. }
+            | Self::QuotaExceeded { .. } => false,
         }
     }
 
@@ -80,13 +131,19 @@ impl Series {
                 std::iter::once(("Model", &scope.model as &dyn ToString)).chain(version).collect()
             }
             Self::PredictionClass { model, class } => vec![("Model", model), ("Class", class)],
-            Self::FeatureValue(of) | Self::FeatureMissing(of) | Self::FeatureUnseen(of) => {
+            Self::FeatureValue(of)
+            | Self::FeatureMissing(of)
+            | Self::FeatureUnseen(of)
+            | Self::Psi(of)
+            | Self::FeatureDrift(of) => {
                 vec![("Model", &of.model), ("Feature", &of.feature)]
             }
             Self::FeatureCategory { of, category } => {
                 vec![("Model", &of.model), ("Feature", &of.feature), ("Category", category)]
             }
+            Self::DriftedFeatures(model) | Self::MaxPsi(model) | Self::SampleRows(model) => vec![("Model", model)],
             Self::Refused => Vec::new(),
+            Self::Throttled { plan } | Self::QuotaExceeded { plan } => vec![("Plan", plan)],
         };
         texts.into_iter().map(|(name, text)| (name, text.to_string())).collect()
     }

@@ -21,6 +21,8 @@ pub(super) struct Totals {
     answers: Answers,
     durations: BTreeMap<Scope, Durations>,
     refused: u64,
+    /// How often the limits of plans were passed. The configuration bounds them, so they are not under the cap.
+    limits: BTreeMap<Series, u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -40,7 +42,14 @@ pub(super) struct Total {
 impl Totals {
     /// Nothing yet. `SeriesRefused` has one of the `max_series` places from the start, to be able to tell.
     pub(super) fn new(max_series: usize) -> Self {
-        Self { max_series, series: BTreeMap::new(), answers: Answers::new(), durations: BTreeMap::new(), refused: 0 }
+        Self {
+            max_series,
+            series: BTreeMap::new(),
+            answers: Answers::new(),
+            durations: BTreeMap::new(),
+            refused: 0,
+            limits: BTreeMap::new(),
+        }
     }
 
     /// Adds what was measured of `series` while `id` answered, and says whether there was room for it.
@@ -70,6 +79,16 @@ impl Totals {
     /// Adds requests that ended before a model was found.
     pub(super) fn add_unmodelled(&mut self, codes: &Codes) {
         self.add_answers(None, codes);
+    }
+
+    /// Adds requests that passed a limit of a plan.
+    pub(super) fn add_limit(&mut self, series: Series, count: u64) {
+        *self.limits.entry(series).or_default() += count;
+    }
+
+    /// How often the limits of plans were passed.
+    pub(super) fn limits(&self) -> &BTreeMap<Series, u64> {
+        &self.limits
     }
 
     /// Forgets the series of versions that are no longer loaded, if there is no room for others.

@@ -228,8 +228,10 @@ fn candidates(configured: Option<&Path>) -> Vec<PathBuf> {
         return vec![path.to_path_buf()];
     }
     let beside = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf));
-    // Installed beside the binary or in ../lib, or run by cargo from target/release or target/release/deps.
-    let near = beside.iter().flat_map(|dir| ["", "../lib", "../../lib", "../../../lib"].map(|lib| dir.join(lib)));
+    // Unpacked or installed: beside the binary, in its lib/ or in ../lib. Run by cargo: from target/release or
+    // target/release/deps.
+    let near =
+        beside.iter().flat_map(|dir| ["", "lib", "../lib", "../../lib", "../../../lib"].map(|lib| dir.join(lib)));
     near.chain([PathBuf::from("lib")]).map(|dir| dir.join(LIBRARY)).collect()
 }
 

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::calendar::Window;
 use super::counter::{Attempt, Balance, Counter, Grant, Hold, Terms, next_window};
 use super::shared::{self, Shared};
-use super::{Limit, Period, Place, Settled, StoreError};
+use super::{Limit, Location, Period, Settled, StoreError};
 use crate::auth::{self, KeyId};
 use crate::task;
 
@@ -74,11 +74,11 @@ pub(super) struct Settle {
 
 impl Store {
     /// Opens the store and starts its thread.
-    pub(super) fn start(place: Place) -> Result<Self, StoreError> {
+    pub(super) fn start(location: Location) -> Result<Self, StoreError> {
         let (inbox, messages) = mpsc::channel(QUEUE);
-        let shared = match place {
-            Place::Redis(config) => Some(shared::start(config, messages)?),
-            Place::File(path) => {
+        let shared = match location {
+            Location::Redis(config) => Some(shared::start(config, messages)?),
+            Location::File(path) => {
                 let mut keeper = Keeper { db: auth::store::open(&path)?, swept: None, down: false };
                 task::thread("usage-store", STACK_BYTES, move || keeper.run(messages)).map_err(StoreError::Thread)?;
                 None

@@ -57,6 +57,12 @@ impl Cache {
         Ok(cache)
     }
 
+    /// The cache as another process has it: nothing is swept, and only what changes nothing should be asked of it.
+    #[must_use]
+    pub fn beside(root: PathBuf) -> Self {
+        Self { root }
+    }
+
     /// The version last served well under `name`, if its files are still what they were. Reads all of them.
     #[must_use]
     pub fn last_good(&self, name: &ModelName) -> Option<(Found, Fetched)> {
@@ -67,7 +73,7 @@ impl Cache {
                 }
             })
             .ok()?;
-        let fetched = self.get(&parse_digest(&note.digest)?)?;
+        let fetched = self.get(&note.digest.parse().ok()?)?;
         Some((note.into_found(), fetched))
     }
 
@@ -247,17 +253,6 @@ fn hex(bytes: &[u8]) -> String {
         .flat_map(|byte| [byte >> 4, byte & 15])
         .filter_map(|digit| char::from_digit(digit.into(), 16))
         .collect()
-}
-
-fn parse_digest(hex: &str) -> Option<Digest> {
-    let mut bytes = [0; 32];
-    if hex.len() != 64 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return None;
-    }
-    for (byte, at) in bytes.iter_mut().zip((0..).step_by(2)) {
-        *byte = u8::from_str_radix(&hex[at..at + 2], 16).ok()?;
-    }
-    Some(Digest(bytes))
 }
 
 fn read_note<T: for<'de> Deserialize<'de>>(path: &Path) -> io::Result<T> {

@@ -55,6 +55,15 @@ impl MlModel {
     }
 }
 
+/// The signature in an `MLmodel` file, wherever it lies.
+///
+/// # Errors
+/// When it is no such file, or has no signature.
+pub fn signature_in(file: &Path) -> Result<Signature, RegistryError> {
+    let signature = Document::read(file)?.signature()?;
+    signature.ok_or_else(|| bad("MLmodel has no signature: log the model with one".to_owned()))
+}
+
 impl From<RelativePath> for String {
     fn from(path: RelativePath) -> Self {
         path.as_str().to_owned()

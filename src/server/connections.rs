@@ -72,7 +72,7 @@ async fn accept(listener: &TcpListener, server: &Arc<Server>, stop: &Cancellatio
             Ok((stream, peer)) => {
                 failing = false;
                 if let Some(place) = server.seats.take(peer.ip()) {
-                    server.tracker.spawn(Arc::clone(server).answer(stream, place));
+                    server.tracker.spawn(Arc::clone(server).answer(stream, peer.ip(), place));
                 }
             }
             Err(error) if is_about_one_connection(&error) => (),
@@ -122,7 +122,7 @@ impl Server {
     }
 
     /// One connection, from its first byte to its last.
-    async fn answer(self: Arc<Self>, stream: TcpStream, _seat: Seat) {
+    async fn answer(self: Arc<Self>, stream: TcpStream, peer: IpAddr, _seat: Seat) {
         let first = tokio::select! {
             () = self.stop.cancelled() => return,
             first = timeout(self.config.header_timeout, peek(&stream)) => first,
@@ -138,7 +138,7 @@ impl Server {
             let (router, busy) = (self.router.clone(), Activity::busy(&activity));
             async move {
                 let _busy = busy;
-                Ok::<_, Infallible>(router.answer(request).await)
+                Ok::<_, Infallible>(router.answer_to(request, Some(peer)).await)
             }
         });
         if is_http2 {

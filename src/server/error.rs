@@ -17,13 +17,15 @@ use http::{HeaderMap, Response, StatusCode};
 use http_body_util::Full;
 use serde::Serialize;
 
-use super::ratelimit;
 use super::wire::WireError;
+use super::{ErrorStyle, ratelimit};
 use crate::auth::AuthError;
 use crate::model::features::FieldError;
 use crate::model::session::Stage;
 use crate::model::{InvalidInput, NotServed, PredictError};
 use crate::quota::{Refusal, Standing};
+
+const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
 
 /// What went wrong, in the word that callers, dashboards and `docs/errors.md` share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +50,12 @@ pub enum Code {
     UnsupportedMediaType,
     /// JSON that does not fit the model.
     InvalidInput,
+    /// The first request with this idempotency key has no answer yet.
+    IdempotencyInProgress,
+    /// The idempotency key was used with another body.
+    IdempotencyMismatch,
+    /// Too many keys that are none.
+    AuthThrottled,
     /// Faster than the plan allows.
     RateLimited,
     /// More than the plan allows.
@@ -80,7 +88,7 @@ struct Entry {
 
 impl Code {
     /// Every code, in the order of the catalogue.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 23] = [
         Self::MalformedJson,
         Self::MalformedRequest,
         Self::Unauthenticated,
@@ -91,6 +99,9 @@ impl Code {
         Self::PayloadTooLarge,
         Self::UnsupportedMediaType,
         Self::InvalidInput,
+        Self::IdempotencyInProgress,
+        Self::IdempotencyMismatch,
+        Self::AuthThrottled,
         Self::RateLimited,
         Self::QuotaExceeded,
         Self::HeadersTooLarge,
@@ -115,6 +126,11 @@ impl Code {
             Self::PayloadTooLarge => ("payload_too_large", 413, "The request is too large", false),
             Self::UnsupportedMediaType => ("unsupported_media_type", 415, "The body's type is not supported", false),
             Self::InvalidInput => ("invalid_input", 422, "The input does not fit the model", false),
+            Self::IdempotencyInProgress => {
+                ("idempotency_in_progress", 409, "The first request of this name is under way", true)
+            }
+            Self::IdempotencyMismatch => ("idempotency_mismatch", 422, "The name stands for another request", false),
+            Self::AuthThrottled => ("auth_throttled", 429, "Too many keys were not valid", true),
             Self::RateLimited => ("rate_limited", 429, "Requests come faster than the plan allows", true),
             Self::QuotaExceeded => ("quota_exceeded", 429, "The plan's quota is used up", true),
             Self::HeadersTooLarge => ("headers_too_large", 431, "The request's headers are too large", false),
@@ -170,6 +186,67 @@ impl Code {
     }
 }
 
+/// What API Gateway would have answered.
+struct Gateway {
+    status: StatusCode,
+    /// `None` where it has no words of its own, because a handler behind it would have answered.
+    message: Option<&'static str>,
+    /// `x-amzn-ErrorType`
+    error_type: Option<&'static str>,
+}
+
+impl Code {
+    /// The headers of a problem.
+    fn write_headers(self, headers: &mut HeaderMap) {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if self == Self::Unauthenticated {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+    }
+
+    /// The same in API Gateway's words.
+    const fn gateway(self) -> Gateway {
+        let (status, message, error_type) = match self {
+            Self::Unauthenticated | Self::Forbidden => (StatusCode::FORBIDDEN, "Forbidden", Some("ForbiddenException")),
+            Self::NotFound | Self::MethodNotAllowed => {
+                let error_type = Some("MissingAuthenticationTokenException");
+                (StatusCode::FORBIDDEN, "Missing Authentication Token", error_type)
+            }
+            Self::RateLimited | Self::AuthThrottled => {
+                (StatusCode::TOO_MANY_REQUESTS, "Too Many Requests", Some("TooManyRequestsException"))
+            }
+            Self::QuotaExceeded => (StatusCode::TOO_MANY_REQUESTS, "Limit Exceeded", Some("LimitExceededException")),
+            Self::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "Request Too Long", None),
+            Self::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, "Endpoint request timed out", None),
+            Self::Internal | Self::ModelOutputInvalid => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "Internal server error", None)
+            }
+            Self::MalformedJson
+            | Self::MalformedRequest
+            | Self::RequestTimeout
+            | Self::UnsupportedMediaType
+            | Self::InvalidInput
+            | Self::IdempotencyInProgress
+            | Self::IdempotencyMismatch
+            | Self::HeadersTooLarge
+            | Self::Overloaded
+            | Self::ModelNotReady
+            | Self::QuotaUnavailable
+            | Self::ShuttingDown => return Gateway { status: self.status(), message: None, error_type: None },
+        };
+        Gateway { status, message: Some(message), error_type }
+    }
+}
+
+impl Gateway {
+    fn write_headers(&self, headers: &mut HeaderMap) {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(error_type) = self.error_type {
+            headers.insert(ERROR_TYPE, HeaderValue::from_static(error_type));
+        }
+    }
+}
+
 /// An error on its way to a caller.
 #[derive(Debug)]
 pub(super) struct ApiError {
@@ -219,6 +296,14 @@ struct Problem<'a> {
     violated_policies: Option<[&'static str; 1]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     models: Option<&'a serde_json::Value>,
+}
+
+/// What API Gateway, or a handler behind it, says of an error.
+#[derive(Serialize)]
+struct GatewayBody<'a> {
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    errors: Option<Vec<Field<'a>>>,
 }
 
 /// One mistake of `invalid_input`.
@@ -277,6 +362,15 @@ impl ApiError {
         Self::malformed_request("the body breaks off, or is not framed as its headers say").caused_by(source)
     }
 
+    pub(super) fn idempotency_in_progress() -> Self {
+        Self::new(Code::IdempotencyInProgress, "the first request with this Idempotency-Key has no answer yet")
+            .about(About::RetryAfter(Duration::from_secs(1)))
+    }
+
+    pub(super) fn idempotency_mismatch() -> Self {
+        Self::new(Code::IdempotencyMismatch, "this Idempotency-Key was used with another body")
+    }
+
     pub(super) fn overloaded() -> Self {
         Self::new(Code::Overloaded, "as many predictions are under way as can be").about(About::RetrySoon)
     }
@@ -327,18 +421,29 @@ impl ApiError {
         }
     }
 
+    /// The status it is answered with.
+    pub(super) fn status(&self, style: ErrorStyle) -> StatusCode {
+        match style {
+            ErrorStyle::Problem => self.code.status(),
+            ErrorStyle::ApiGateway => self.code.gateway().status,
+        }
+    }
+
     /// The answer. `jitter` is any number; it spreads out those who come back soon.
-    pub(super) fn into_response(self, request_id: &str, jitter: u8) -> Response<Full<Bytes>> {
-        let body = serde_json::to_vec(&self.problem(request_id)).expect("strings and numbers always serialise");
-        let mut response = Response::new(Full::new(body.into()));
-        *response.status_mut() = self.code.status();
+    pub(super) fn into_response(self, style: ErrorStyle, request_id: &str, jitter: u8) -> Response<Full<Bytes>> {
+        let body = match style {
+            ErrorStyle::Problem => serde_json::to_vec(&self.problem(request_id)),
+            ErrorStyle::ApiGateway => serde_json::to_vec(&self.gateway_body()),
+        };
+        let mut response = Response::new(Full::new(body.expect("strings and numbers always serialise").into()));
+        *response.status_mut() = self.status(style);
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        match style {
+            ErrorStyle::Problem => self.code.write_headers(headers),
+            ErrorStyle::ApiGateway => self.code.gateway().write_headers(headers),
+        }
         if self.code.closes() {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        if self.code == Code::Unauthenticated {
-            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         self.about.write_headers(headers, jitter);
         response
@@ -370,6 +475,14 @@ impl ApiError {
             | About::Stage(_) => (),
         }
         problem
+    }
+
+    fn gateway_body(&self) -> GatewayBody<'_> {
+        let errors = match &self.about {
+            About::Fields(errors) => Some(errors.iter().map(Field::of).collect()),
+            _ => None,
+        };
+        GatewayBody { message: self.code.gateway().message.unwrap_or(&self.detail), errors }
     }
 }
 
@@ -420,7 +533,12 @@ impl From<AuthError> for ApiError {
                 Self::new(Code::Unauthenticated, "send a valid API key as x-api-key or Authorization: Bearer")
             }
             AuthError::Ambiguous => Self::malformed_request("two different API keys were sent"),
-            AuthError::NotAllowed => Self::new(Code::Forbidden, "the key's plan does not allow this model"),
+            AuthError::NotAllowed | AuthError::OutOfScope | AuthError::Disabled => {
+                Self::new(Code::Forbidden, error.to_string())
+            }
+            AuthError::Throttled { retry_after } => {
+                Self::new(Code::AuthThrottled, error.to_string()).about(About::RetryAfter(retry_after))
+            }
         }
     }
 }
@@ -450,7 +568,7 @@ impl From<Refusal> for ApiError {
     fn from(error: Refusal) -> Self {
         let detail = error.to_string();
         match error {
-            Refusal::Throttled { standing, retry_after } => {
+            Refusal::Throttled { standing, retry_after } | Refusal::Busy { standing, retry_after } => {
                 Self::new(Code::RateLimited, detail).about(About::Plan(standing, retry_after))
             }
             Refusal::Exhausted { standing, retry_after } | Refusal::TooLarge { standing, retry_after } => {

@@ -10,13 +10,15 @@ use tokio::time::{Instant, timeout_at};
 
 use super::body::{self, BoxError};
 use super::error::{ApiError, whole_seconds};
-use super::routes::{Answer, Journal, Room, body_of, json_answer};
+use super::replay::Begin;
+use super::routes::{Answer, Journal, MODEL, Room, body_of, json_answer};
 use super::{head, ratelimit, wire};
 use crate::auth::Caller;
 use crate::capture::Record;
+use crate::metrics::PlanLimit;
 use crate::model::session::Stage;
 use crate::model::{Inputs, Model, Outputs, PredictError};
-use crate::quota::{Charge, Limit, Period, Refusal, Standing, Throttle, Unit, Usage};
+use crate::quota::{self, Charge, Enforcement, Exceeded, Limit, Period, Refusal, Standing, Throttle, Unit, Usage};
 
 /// `POST /predict` and `POST /models/{name}/predict`. What can be refused without the body is.
 pub(super) async fn predict<B>(
@@ -30,13 +32,62 @@ where
     B: Body<Data = Bytes, Error: Into<BoxError>>,
 {
     let caller = authenticate(room, head, journal)?;
+    let _place = enter(room, &caller)?;
     head::check_media_type(&head.headers)?;
     let time = head::time_allowed(&head.headers, room.config.deadline)?;
     let _in_flight = room.state.traffic.enter(room.config.max_in_flight).ok_or_else(ApiError::overloaded)?;
     let model = find(room, name, &caller, journal)?;
     let body = body::read(body, room.config.max_body, room.config.body_timeout).await?;
     let deadline = Instant::now() + time;
-    infer(room, &caller, &model, &body, deadline, journal).await
+    let ticket = match room.replays.begin(&head.headers, &caller.account, model.id().name.as_str(), &body)? {
+        Begin::Again(answer) => return Ok(again(answer, room, &caller, journal)),
+        Begin::First(ticket) => Some(ticket),
+        Begin::Nameless => None,
+    };
+    let answer = infer(room, &caller, &model, &body, deadline, journal).await?;
+    if let Some(ticket) = ticket {
+        ticket.keep(&with_model(answer.clone(), &model));
+    }
+    Ok(answer)
+}
+
+/// The caller's place among its predictions under way.
+fn enter(room: &Room, caller: &Caller) -> Result<quota::Place, ApiError> {
+    let place = limited(room, caller, room.state.quota.enter(caller, room.state.clock.now()))?;
+    overlooked(room, caller, place.exceeded());
+    Ok(place)
+}
+
+/// An answer that was given before: it names the version that gave it, and nothing is charged or measured for it.
+fn again(answer: Answer, room: &Room, caller: &Caller, journal: &mut Journal) -> Answer {
+    journal.model = None;
+    let standing = room.state.quota.standing(caller, room.state.clock.now());
+    journal.rate_limit = Some(ratelimit::Headers::of(&standing));
+    answer
+}
+
+fn with_model(mut answer: Answer, model: &Model) -> Answer {
+    answer.headers_mut().insert(MODEL, model.id().header().clone());
+    answer
+}
+
+/// Counts a limit that was passed.
+fn limited<T>(room: &Room, caller: &Caller, result: Result<T, Refusal>) -> Result<T, ApiError> {
+    result.map_err(|refusal| {
+        overlooked(room, caller, refusal.exceeded());
+        refusal.into()
+    })
+}
+
+/// Counts limits that were passed, though nobody was refused.
+fn overlooked(room: &Room, caller: &Caller, exceeded: impl IntoIterator<Item = Exceeded>) {
+    for exceeded in exceeded {
+        let limit = match exceeded {
+            Exceeded::Throttle => PlanLimit::Throttle,
+            Exceeded::Quota => PlanLimit::Quota,
+        };
+        room.state.metrics.limit_passed(&caller.plan, limit);
+    }
 }
 
 /// From a whole body to an answer. One version answers all of it.
@@ -51,33 +102,49 @@ async fn infer(
     let Room { state, config, .. } = room;
     let limits = wire::Limits { depth: config.max_depth, rows: config.max_rows, ..wire::Limits::default() };
 
-    let mut rows = model.features().rows();
-    let shape = wire::read(body, &mut rows, &limits)?;
-    let inputs = rows.finish()?;
+    let (shape, inputs) = match read(model, body, &limits) {
+        Ok(read) => read,
+        // Reading is work too: a body that is none takes a token of the rate, and nothing of the quota.
+        Err(error) => {
+            let exceeded = limited(room, caller, state.quota.take_token(caller, state.clock.now()))?;
+            overlooked(room, caller, exceeded);
+            return Err(error);
+        }
+    };
     journal.rows = inputs.rows();
     let charge = state.quota.reserve(caller, inputs.rows() as u64, state.clock.now());
     let charge = timeout_at(deadline, charge).await.map_err(|_elapsed| ApiError::deadline_exceeded("quota"))?;
     journal.quota_is_degraded =
         charge.as_ref().map_or_else(|refusal| matches!(refusal, Refusal::StoreDown), Charge::is_degraded);
-    let charge = charge?;
+    let charge = limited(room, caller, charge)?;
+    overlooked(room, caller, charge.exceeded());
     journal.rate_limit = Some(ratelimit::Headers::of(charge.standing()));
 
     let outputs = model.predict(&inputs, deadline).await;
     // A run that was cut short is paid for: given back, a short deadline would be a way to have the model work for free.
     if matches!(outputs, Ok(_) | Err(PredictError::DeadlineExceeded { stage: Stage::Run })) {
         charge.commit();
+        state.quota.tally(caller, model.id().name.as_str(), inputs.rows() as u64);
     }
     let outputs = outputs?;
 
     let answer = wire::write(shape, journal.id.as_str(), model.id(), &outputs);
     state.metrics.observe(model, &inputs, &outputs, journal.started.elapsed());
-    state.capture.offer(inputs.rows(), || record(room, caller, model, &inputs, &outputs, journal));
+    state.drift.observe(model, &inputs, &outputs, &caller.key_id);
+    state.capture.offer(&model.id().name, inputs.rows(), || record(room, caller, model, &inputs, &outputs, journal));
     Ok(body_of("application/json", answer.into()))
+}
+
+fn read(model: &Model, body: &[u8], limits: &wire::Limits) -> Result<(wire::Shape, Inputs), ApiError> {
+    let mut rows = model.features().rows();
+    let shape = wire::read(body, &mut rows, limits)?;
+    Ok((shape, rows.finish()?))
 }
 
 /// `GET /usage`.
 pub(super) async fn usage(room: &Room, head: &Parts, journal: &mut Journal) -> Result<Answer, ApiError> {
     let caller = authenticate(room, head, journal)?;
+    caller.may_read_usage()?;
     let usage = room.state.quota.usage(&caller, room.state.clock.now()).await?;
     journal.rate_limit = Some(ratelimit::Headers::of(&usage.standing));
     Ok(json_answer(&usage_report(&caller, &usage)))
@@ -85,8 +152,12 @@ pub(super) async fn usage(room: &Room, head: &Parts, journal: &mut Journal) -> R
 
 fn authenticate(room: &Room, head: &Parts, journal: &mut Journal) -> Result<Arc<Caller>, ApiError> {
     let key = head::api_key(&head.headers)?;
-    let caller = room.state.keys.authenticate(key, room.state.clock.now())?;
-    journal.key_id = Some(Arc::clone(&caller.key_id));
+    let (keys, now) = (&room.state.keys, room.state.clock.now());
+    let caller = match journal.peer {
+        Some(address) => keys.admit(key, address, now),
+        None => keys.authenticate(key, now),
+    }?;
+    journal.caller = Some(Arc::clone(&caller));
     Ok(caller)
 }
 
@@ -132,11 +203,13 @@ fn usage_report(caller: &Caller, usage: &Usage) -> serde_json::Value {
         "used": usage.used,
         "quota": quota,
         "throttle": usage.throttle.map(|Throttle { rate, burst }| json!({ "rate": rate, "burst": burst })),
+        "concurrency": usage.concurrency,
+        "enforced": usage.enforcement == Enforcement::Enforced,
         "limits": limits,
     })
 }
 
-fn limit_report(standing: &Standing) -> serde_json::Value {
+pub(super) fn limit_report(standing: &Standing) -> serde_json::Value {
     json!({
         "name": standing.name,
         "limit": standing.limit,

@@ -1,16 +1,19 @@
 //! What operators and load balancers ask: is it ready, what does it serve, how is it doing.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
 use super::error::ApiError;
+use super::infer::limit_report;
 use super::routes::{Answer, body_of, json_answer};
 use super::{State, Traffic};
 use crate::capture;
+use crate::drift::report::Report;
 use crate::metrics::{Family, prometheus};
-use crate::model::{Entry, ModelName, ModelSet};
-use crate::quota::Health;
+use crate::model::{Entry, ModelName, ModelSet, NotServed};
+use crate::quota::{Health, Use};
 
 /// `GET /readyz`: whether to send us requests, and what they would be answered with.
 pub(super) fn ready(state: &State) -> Result<Answer, ApiError> {
@@ -32,6 +35,46 @@ pub(super) fn models(state: &State) -> Answer {
         "draining": state.readiness.is_draining(),
         "models": models_report(&state.models.snapshot()),
     }))
+}
+
+/// `GET /admin/models/{name}/drift`: the scores of the version that answers; with `?by=key` those of each caller, too.
+pub(super) fn drift(state: &State, name: &str, query: Option<&str>) -> Result<Answer, ApiError> {
+    let (drift, now) = (&state.drift, state.clock.now());
+    let not_served = |error| ApiError::not_served(&error, state.poll_interval);
+    let model = state.models.get(name).map_err(not_served)?;
+    let report = drift.report(model.id(), now).ok_or_else(|| not_served(NotServed::NotReady))?;
+    let mut answer = json!(report);
+    if query.is_some_and(|query| query.split('&').any(|pair| pair == "by=key")) {
+        // Null where `drift.by_key` is off.
+        answer["by_key"] = json!(drift.report_by_key(model.id(), now).map(callers_report));
+    }
+    Ok(json_answer(&answer))
+}
+
+fn callers_report(callers: Vec<(Arc<str>, Report)>) -> Vec<Value> {
+    callers.into_iter().map(|(key, report)| json!({ "key_id": &*key, "rows": report.rows, "features": report.features, "prediction": report.prediction, "score": report.score })).collect()
+}
+
+/// `GET /admin/usage`: what every key was used for since the gateway started, and where its account stands.
+pub(super) fn usage(state: &State) -> Answer {
+    let keys: Vec<_> = state.quota.uses(state.clock.now()).iter().map(key_report).collect();
+    json_answer(&json!({ "keys": keys }))
+}
+
+fn key_report(used: &Use) -> Value {
+    let models: Vec<_> = used
+        .models
+        .iter()
+        .map(|model| json!({ "model": &*model.name, "requests": model.requests, "rows": model.rows }))
+        .collect();
+    json!({
+        "key_id": &*used.caller.key_id,
+        "account": &*used.caller.account,
+        "name": &*used.caller.name,
+        "plan": &*used.caller.plan,
+        "models": models,
+        "limits": used.standing.iter().map(limit_report).collect::<Vec<_>>(),
+    })
 }
 
 /// `GET /metrics`.

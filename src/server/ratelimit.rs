@@ -28,10 +28,21 @@ impl Headers {
         let mut policy = BytesMut::with_capacity(64);
         let mut limit = BytesMut::with_capacity(64);
         for one in standing.iter().take(MOST) {
-            item(&mut policy, one.name, [('q', one.limit), ('w', whole_seconds(one.window))]);
-            item(&mut limit, one.name, [('r', one.remaining), ('t', whole_seconds(one.resets_in))]);
+            item(&mut policy, one.name, ('q', one.limit));
+            if one.window.is_zero() {
+                policy.extend_from_slice(b";qu=\"concurrent-requests\"");
+            } else {
+                parameter(&mut policy, ('w', whole_seconds(one.window)));
+            }
+            item(&mut limit, one.name, ('r', one.remaining));
+            parameter(&mut limit, ('t', whole_seconds(one.resets_in)));
         }
         Self { policy: value(policy.freeze()), limit: value(limit.freeze()) }
+    }
+
+    /// Whether `headers` say where the caller stands.
+    pub(super) fn are_in(headers: &HeaderMap) -> bool {
+        headers.contains_key(RATE_LIMIT)
     }
 
     pub(super) fn insert_into(self, headers: &mut HeaderMap) {
@@ -43,11 +54,14 @@ impl Headers {
     }
 }
 
-fn item(list: &mut BytesMut, name: &str, [first, second]: [(char, u64); 2]) {
+fn item(list: &mut BytesMut, name: &str, first: (char, u64)) {
     let separator = if list.is_empty() { "" } else { ", " };
-    let ((a, first), (b, second)) = (first, second);
-    write!(list, "{separator}\"{name}\";{a}={};{b}={}", integer(first), integer(second))
-        .expect("a buffer in memory takes every write");
+    write!(list, "{separator}\"{name}\"").expect("a buffer in memory takes every write");
+    parameter(list, first);
+}
+
+fn parameter(list: &mut BytesMut, (name, number): (char, u64)) {
+    write!(list, ";{name}={}", integer(number)).expect("a buffer in memory takes every write");
 }
 
 /// RFC 8941 allows an integer 15 digits.
@@ -83,6 +97,15 @@ mod tests {
             &[standing("rate", 100, 2, 0, 20), standing("day", 10_000, 86_400, 9_412, 40_211_000)],
             Some(r#""rate";q=100;w=2, "day";q=10000;w=86400"#),
             Some(r#""rate";r=0;t=1, "day";r=9412;t=40211"#),
+        );
+    }
+
+    #[test]
+    fn what_is_allowed_at_one_time_has_no_window() {
+        check(
+            &[standing("concurrency", 64, 0, 0, 1000)],
+            Some(r#""concurrency";q=64;qu="concurrent-requests""#),
+            Some(r#""concurrency";r=0;t=1"#),
         );
     }
 

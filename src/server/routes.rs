@@ -3,6 +3,7 @@
 //!
 //! One function wraps all routes, so that a request costs no boxed future and no clone on its way to its handler.
 
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,12 +23,14 @@ use tracing::Instrument as _;
 use super::body::BoxError;
 use super::error::ApiError;
 use super::head::{self, Entropy, REQUEST_ID, RequestId};
-use super::{Config, State, Traffic, infer, operator, ratelimit};
-use crate::auth::KeyId;
+use super::replay::Replays;
+use super::{Config, ErrorStyle, State, Traffic, infer, operator, ratelimit};
+use crate::auth::Caller;
 use crate::model::Model;
 
-const MODEL: HeaderName = HeaderName::from_static("modelgate-model");
+pub(super) const MODEL: HeaderName = HeaderName::from_static("modelgate-model");
 const QUOTA: HeaderName = HeaderName::from_static("modelgate-quota");
+const AMZN_REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 
 /// An answer, whole in memory.
 pub(super) type Answer = Response<Full<Bytes>>;
@@ -42,6 +45,7 @@ pub(super) struct Room {
     pub(super) state: State,
     pub(super) config: Config,
     pub(super) entropy: Entropy,
+    pub(super) replays: Replays,
     face: Face,
 }
 
@@ -67,7 +71,7 @@ pub fn admin_router(state: State, config: &Config) -> Router {
 impl Router {
     fn new(face: Face, state: State, config: &Config) -> Self {
         let entropy = Entropy::new(state.seed);
-        Self(Arc::new(Room { state, config: config.clone(), entropy, face }))
+        Self(Arc::new(Room { state, config: config.clone(), entropy, replays: Replays::default(), face }))
     }
 
     pub(super) fn traffic(&self) -> &Traffic {
@@ -79,9 +83,17 @@ impl Router {
     where
         B: Body<Data = Bytes, Error: Into<BoxError>>,
     {
+        self.answer_to(request, None).await
+    }
+
+    /// As [`answer`](Self::answer), for a request whose connection comes from the address `peer`.
+    pub(super) async fn answer_to<B>(&self, request: Request<B>, peer: Option<IpAddr>) -> Answer
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>>,
+    {
         let room = &*self.0;
         let (head, body) = request.into_parts();
-        let mut journal = Journal::open(room, &head);
+        let mut journal = Journal::open(room, &head, peer);
         let span = room.span(&head, &journal);
         let handled = AssertUnwindSafe(room.handle(&head, body, &mut journal)).catch_unwind().instrument(span).await;
         let result = handled.unwrap_or_else(|panic| {
@@ -102,6 +114,9 @@ enum Route<'path> {
     Ready,
     Metrics,
     Models,
+    /// One model's drift.
+    Drift(&'path str),
+    Use,
 }
 
 impl<'path> Route<'path> {
@@ -117,7 +132,11 @@ impl<'path> Route<'path> {
             }
             (Face::Operators, "/metrics") => Some(Self::Metrics),
             (Face::Operators, "/admin/models") => Some(Self::Models),
-            (Face::Operators, _) => None,
+            (Face::Operators, "/admin/usage") => Some(Self::Use),
+            (Face::Operators, path) => {
+                let name = path.strip_prefix("/admin/models/")?.strip_suffix("/drift")?;
+                (!name.is_empty() && !name.contains('/')).then_some(Self::Drift(name))
+            }
         }
     }
 
@@ -131,6 +150,8 @@ impl<'path> Route<'path> {
             Self::Ready => "/readyz",
             Self::Metrics => "/metrics",
             Self::Models => "/admin/models",
+            Self::Drift(_) => "/admin/models/{name}/drift",
+            Self::Use => "/admin/usage",
         }
     }
 
@@ -160,6 +181,16 @@ impl Room {
             Route::Ready => operator::ready(&self.state),
             Route::Metrics => Ok(operator::metrics(&self.state)),
             Route::Models => Ok(operator::models(&self.state)),
+            Route::Drift(name) => operator::drift(&self.state, name, head.uri.query()),
+            Route::Use => Ok(operator::usage(&self.state)),
+        }
+    }
+
+    /// API Gateway's clients are at the data address.
+    const fn error_style(&self) -> ErrorStyle {
+        match self.face {
+            Face::Callers => self.config.error_style,
+            Face::Operators => ErrorStyle::Problem,
         }
     }
 
@@ -178,7 +209,9 @@ pub(super) struct Journal {
     pub(super) id: RequestId,
     pub(super) started: Instant,
     pub(super) route: &'static str,
-    pub(super) key_id: Option<KeyId>,
+    /// The other end of the connection, where that is known.
+    pub(super) peer: Option<IpAddr>,
+    pub(super) caller: Option<Arc<Caller>>,
     pub(super) model: Option<Arc<Model>>,
     pub(super) rows: usize,
     pub(super) rate_limit: Option<ratelimit::Headers>,
@@ -187,12 +220,13 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    fn open(room: &Room, head: &Parts) -> Self {
+    fn open(room: &Room, head: &Parts, peer: Option<IpAddr>) -> Self {
         Self {
             id: RequestId::of(&head.headers, room.state.clock.now(), &room.entropy),
             started: Instant::now(),
             route: "none",
-            key_id: None,
+            peer,
+            caller: None,
             model: None,
             rows: 0,
             rate_limit: None,
@@ -201,7 +235,7 @@ impl Journal {
     }
 
     /// Counts and logs what happened, and makes it an answer.
-    fn close(self, room: &Room, method: &Method, result: Result<Answer, ApiError>) -> Answer {
+    fn close(mut self, room: &Room, method: &Method, result: Result<Answer, ApiError>) -> Answer {
         let took = self.started.elapsed();
         let mut answer = match result {
             Ok(answer) => {
@@ -209,23 +243,43 @@ impl Journal {
                 answer
             }
             Err(error) => {
-                self.log_error(method, &error, took);
+                let style = room.error_style();
+                self.log_error(method, &error, style, took);
                 room.state.metrics.failed(
                     self.model.as_deref(),
                     error.code.as_str(),
                     error.code.status().as_u16(),
                     took,
                 );
-                error.into_response(self.id.as_str(), room.entropy.draw().u8(..))
+                let answer = error.into_response(style, self.id.as_str(), room.entropy.draw().u8(..));
+                self.tell_standing(room, &answer);
+                answer
             }
         };
-        self.write_headers(&mut answer);
+        self.write_headers(room, &mut answer);
         answer
     }
 
-    fn write_headers(self, answer: &mut Answer) {
+    /// An answer to a caller says where it stands, also where the request never got to the plan.
+    fn tell_standing(&mut self, room: &Room, answer: &Answer) {
+        if let (Some(caller), None, false) =
+            (&self.caller, &self.rate_limit, ratelimit::Headers::are_in(answer.headers()))
+        {
+            let standing = room.state.quota.standing(caller, room.state.clock.now());
+            self.rate_limit = Some(ratelimit::Headers::of(&standing));
+        }
+    }
+
+    fn key_id(&self) -> Option<&str> {
+        self.caller.as_ref().map(|caller| &*caller.key_id)
+    }
+
+    fn write_headers(self, room: &Room, answer: &mut Answer) {
         let headers = answer.headers_mut();
         headers.insert(REQUEST_ID, self.id.header());
+        if room.error_style() == ErrorStyle::ApiGateway {
+            headers.insert(AMZN_REQUEST_ID, self.id.header());
+        }
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         if let Some(model) = &self.model {
@@ -247,7 +301,7 @@ impl Journal {
             status,
             model = self.model.as_ref().map(|model| model.id().name.as_str()),
             version = self.model.as_ref().map(|model| model.id().version.0),
-            key_id = self.key_id.as_deref(),
+            key_id = self.key_id(),
             rows = self.rows,
             latency_ms = millis(took),
             "answered"
@@ -256,18 +310,18 @@ impl Journal {
 
     /// Refusals are the callers' news, or are expected under load: an operator is not called for them. What is our
     /// fault is logged with its source.
-    fn log_error(&self, method: &Method, error: &ApiError, took: Duration) {
+    fn log_error(&self, method: &Method, error: &ApiError, style: ErrorStyle, took: Duration) {
         macro_rules! line {
             ($level:ident, $text:literal) => {
                 tracing::$level!(
                     request_id = self.id.as_str(),
                     %method,
                     route = self.route,
-                    status = error.code.status().as_u16(),
+                    status = error.status(style).as_u16(),
                     code = error.code.as_str(),
                     model = self.model.as_ref().map(|model| model.id().name.as_str()),
                     version = self.model.as_ref().map(|model| model.id().version.0),
-                    key_id = self.key_id.as_deref(),
+                    key_id = self.key_id(),
                     rows = self.rows,
                     latency_ms = millis(took),
                     error = error.source(),
@@ -316,6 +370,10 @@ mod tests {
         check(Face::Callers, "/admin/models", None);
         check(Face::Operators, "/metrics", Some(Route::Metrics));
         check(Face::Operators, "/predict", None);
+        check(Face::Operators, "/admin/models/m/drift", Some(Route::Drift("m")));
+        check(Face::Operators, "/admin/models//drift", None);
+        check(Face::Operators, "/admin/models/a/b/drift", None);
+        check(Face::Callers, "/admin/models/m/drift", None);
         check(Face::Operators, "/livez", Some(Route::Live));
     }
 }

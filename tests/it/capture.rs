@@ -1,6 +1,6 @@
 //! Samples from the request path to objects: over a real S3 protocol, through outages, kills and damaged disks.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::num::NonZeroU32;
@@ -11,8 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use modelgate::capture::protect::Policy;
 use modelgate::capture::sink::{self, Sink};
-use modelgate::capture::{self, Capture, Config, Counts, Flushed, Record, SamplingRate, Writer};
+use modelgate::capture::stored::{Search, SearchError};
+use modelgate::capture::{self, Capture, Config, Counts, Flushed, Format, Record, SamplingRate, Writer};
 use modelgate::model::features::{Raw, Settings};
 use modelgate::model::signature::{Column, Kind, Signature};
 use modelgate::model::{Digest, Features, Identity, Outputs, Prediction, Value, Version};
@@ -79,20 +81,23 @@ impl Gate {
     fn configured(folder: &Path, sink: Sink, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config {
             sink: sink::Config::Directory(PathBuf::new()),
+            format: Format::Parquet,
             rate: SamplingRate::ALL,
+            rates: BTreeMap::new(),
             flush_rows: NonZeroU32::new(10_000).unwrap(),
             flush_age: Duration::from_mins(1),
-            redact: Vec::new(),
+            protect: Policy::default(),
+            secret: folder.join("secret"),
             spool: folder.join("spool"),
             spool_max_bytes: 1 << 30,
         };
         change(&mut config);
-        let (capture, writer) = capture::open(config, sink, fastrand::u64(..)).unwrap();
+        let (capture, writer) = capture::open(config, sink, &mut getrandom::fill, fastrand::u64(..)).unwrap();
         Self { capture, writer, model: Model::new("credit-score") }
     }
 
     fn offer(&self, id: &str) {
-        self.capture.offer(1, || self.model.record(id));
+        self.capture.offer(&self.model.identity.name, 1, || self.model.record(id));
     }
 
     /// Offers the ids and waits until they are accepted.
@@ -137,6 +142,11 @@ fn all_ids(objects: &[(String, Vec<u8>)]) -> Vec<String> {
     all
 }
 
+/// What a key ends in.
+fn extension(key: &str) -> &str {
+    key.rsplit_once('.').map_or("", |(_, extension)| extension)
+}
+
 /// The segments that wait in a gateway's folder.
 fn segments(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut files = s3::files(&folder.join("spool"));
@@ -164,6 +174,171 @@ async fn samples_reach_the_bucket() {
     assert_eq!(ids(object), ["a", "b", "c"]);
     let head = s3.client(SECRET).head_object().bucket(BUCKET).key(key).send().await.unwrap();
     assert_eq!(head.content_type(), Some("application/vnd.apache.parquet"));
+}
+
+/// Sends two samples in `format` and gives back the objects.
+async fn sent_in(format: Format) -> Vec<(String, Vec<u8>)> {
+    let folder = tempfile::tempdir().unwrap();
+    let s3 = S3::start().await;
+    let mut gate = Gate::configured(folder.path(), bucket(&s3, SECRET), |config| config.format = format);
+    gate.accept(["a", "b"]).await;
+    assert_eq!(gate.flush().await, Flushed { stored: 2, waiting: 0, objects: 1 });
+    s3.objects()
+}
+
+#[tokio::test]
+async fn json_lines_lie_where_sagemaker_puts_them() {
+    let objects = sent_in(Format::Jsonl).await;
+    let [(key, object)] = &objects[..] else { panic!("{objects:?}") };
+    let (folder, name) = key.rsplit_once('/').unwrap();
+    assert_eq!(folder, "drift/eu/credit-score/3/2025/12/01/12");
+    assert!(name.len() == 38 && extension(name) == "jsonl", "{name}");
+    let lines: Vec<serde_json::Value> = object
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| serde_json::from_slice(line).unwrap())
+        .collect();
+    let ids: Vec<_> = lines.iter().map(|line| line["eventMetadata"]["eventId"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["a", "b"]);
+    assert_eq!(lines[0]["captureData"]["endpointInput"]["data"], "40.5,Doctor");
+}
+
+#[tokio::test]
+async fn csv_lies_in_the_partitions_of_parquet() {
+    let objects = sent_in(Format::Csv).await;
+    let [(key, object)] = &objects[..] else { panic!("{objects:?}") };
+    assert!(key.starts_with("drift/eu/model=credit-score/version=3/date=2025-12-01/hour=12/"), "{key}");
+    let text = std::str::from_utf8(object).unwrap();
+    assert_eq!(text.lines().count(), 3, "{text}");
+    assert!(text.lines().nth(2).unwrap().ends_with(",k1,40.5,Doctor,1,Good,0.75,0.25,0.75"), "{text}");
+}
+
+#[tokio::test]
+async fn a_sample_is_found_in_the_bucket_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let s3 = S3::start().await;
+    let mut gate = Gate::open(folder.path(), bucket(&s3, SECRET));
+    for id in ["a", "b", "c"] {
+        gate.accept([id]).await;
+        gate.flush().await;
+    }
+    let find = async |id: &str, model: &str, date: &str| {
+        let (model, dates) = (Some(model.parse().unwrap()), vec![date.parse().unwrap()]);
+        Search { request_id: id.to_owned(), model, dates }.run(&bucket(&s3, SECRET)).await
+    };
+    let found = find("b", "credit-score", "2025-12-01").await.unwrap();
+    assert_eq!((found.rows.len(), found.digest), (1, Digest([7; 32])));
+    assert!(s3.objects().iter().any(|(key, _)| *key == format!("drift/eu/{}", found.key)), "{}", found.key);
+    for (id, model, date) in
+        [("d", "credit-score", "2025-12-01"), ("b", "credit", "2025-12-01"), ("b", "credit-score", "2025-12-02")]
+    {
+        assert!(matches!(find(id, model, date).await, Err(SearchError::NotFound { .. })), "{id} {model} {date}");
+    }
+    let search = Search { request_id: "b".to_owned(), model: None, dates: Vec::new() };
+    assert!(matches!(search.run(&bucket(&s3, "a wrong secret")).await, Err(SearchError::Sink(_))));
+}
+
+#[tokio::test]
+async fn a_manifest_accounts_for_every_flush_that_wrote() {
+    let folder = tempfile::tempdir().unwrap();
+    let s3 = S3::start().await;
+    let mut gate = Gate::open(folder.path(), bucket(&s3, SECRET));
+    let mut listed: BTreeMap<String, serde_json::Value> = BTreeMap::new();
+    for flush in 1..=3 {
+        gate.accept([format!("{flush} a"), format!("{flush} b")]).await;
+        gate.flush().await;
+        // A flush with nothing to write costs nothing.
+        gate.flush().await;
+        let mut manifests = s3.everything();
+        manifests.retain(|(key, _)| key.contains("/_manifest/"));
+        assert_eq!(manifests.len(), flush);
+        for (key, page) in manifests {
+            assert!(key.starts_with("drift/eu/_manifest/date=2025-12-01/") && extension(&key) == "json", "{key}");
+            listed.insert(key, serde_json::from_slice(&page).unwrap());
+        }
+    }
+    let objects = s3.objects();
+    assert_eq!(objects.len(), 3);
+    for (key, body) in &objects {
+        let entries = listed.values().flat_map(|page| page["objects"].as_array().unwrap());
+        let entries: Vec<_> =
+            entries.filter(|entry| format!("drift/eu/{}", entry["key"].as_str().unwrap()) == *key).collect();
+        let [entry] = entries[..] else { panic!("{key} is listed {} times", entries.len()) };
+        assert_eq!((&entry["rows"], &entry["bytes"]), (&2.into(), &body.len().into()));
+    }
+    let last = listed.values().max_by_key(|page| page["counts"]["stored"].as_u64()).unwrap();
+    let expected = serde_json::json!({
+        "sampled": 6, "stored": 6, "dropped_queue_full": 0, "dropped_spool_full": 0, "failed": 0, "pending": 0,
+    });
+    assert_eq!((&last["counts"], &last["unlisted"]), (&expected, &0.into()));
+}
+
+/// Everything that capture leaves behind in `folder`: the spool before the flush, and the objects after it.
+async fn left_behind(folder: &Path, format: Format, protect: Policy) -> Vec<(String, Vec<u8>)> {
+    let mut gate = Gate::configured(folder, directory(folder), |config| {
+        config.format = format;
+        config.protect = protect;
+    });
+    gate.accept(["a"]).await;
+    let mut all = segments(folder);
+    gate.flush().await;
+    all.extend(s3::files(&folder.join("samples")));
+    assert_eq!(all.len(), 3, "a segment, an object and a manifest");
+    all
+}
+
+/// Whether a value of the features is in any of the files, as text or as a float; Parquet is read, too.
+fn canaries(files: &[(String, Vec<u8>)]) -> usize {
+    let in_bytes = |bytes: &[u8]| {
+        let doubles = bytes.windows(8).filter(|window| *window == 40.5_f64.to_le_bytes()).count();
+        let texts = ["Doctor", "40.5"]
+            .map(|text| bytes.windows(text.len()).filter(|window| *window == text.as_bytes()).count());
+        doubles + texts.iter().sum::<usize>()
+    };
+    let read = |name: &str, bytes: &[u8]| -> String {
+        if !name.ends_with(".parquet") {
+            return String::new();
+        }
+        let reader = SerializedFileReader::new(bytes::Bytes::copy_from_slice(bytes)).unwrap();
+        reader.get_row_iter(None).unwrap().map(|line| line.unwrap().to_string()).collect()
+    };
+    files.iter().map(|(name, bytes)| in_bytes(bytes) + in_bytes(read(name, bytes).as_bytes())).sum()
+}
+
+#[tokio::test]
+async fn no_protected_value_is_left_behind_in_any_format() {
+    let names = || vec!["Age".to_owned(), "Job".to_owned()];
+    let policies = [
+        Policy { redact: names(), ..Policy::default() },
+        Policy { hash: names(), ..Policy::default() },
+        Policy { bucket: names().into_iter().map(|name| (name, 25.0)).collect(), ..Policy::default() },
+    ];
+    for format in [Format::Parquet, Format::Jsonl, Format::Csv] {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(canaries(&left_behind(folder.path(), format, Policy::default()).await) >= 4, "the canaries sing");
+        for policy in &policies {
+            let folder = tempfile::tempdir().unwrap();
+            let found = canaries(&left_behind(folder.path(), format, policy.clone()).await);
+            assert_eq!(found, 0, "{format:?} {policy:?}");
+        }
+    }
+}
+
+/// The CSV of a sample whose job is hashed, by a deployment whose data is in `folder`.
+async fn hashed_csv(folder: &Path) -> Vec<u8> {
+    let protect = Policy { hash: vec!["Job".to_owned()], ..Policy::default() };
+    let mut files = left_behind(folder, Format::Csv, protect).await;
+    files.retain(|(name, _)| extension(name) == "csv");
+    files.remove(0).1
+}
+
+#[tokio::test]
+async fn a_hash_lasts_in_one_deployment_and_differs_between_two() {
+    let [here, there] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let first = hashed_csv(here.path()).await;
+    assert_ne!(first, hashed_csv(there.path()).await);
+    fs::remove_dir_all(here.path().join("samples")).unwrap();
+    assert_eq!(first, hashed_csv(here.path()).await);
 }
 
 #[tokio::test]
@@ -227,6 +402,34 @@ async fn samples_outlast_an_outage_and_leave_when_the_wait_is_over() {
 }
 
 #[tokio::test]
+async fn six_hours_without_the_bucket_lose_nothing_and_drain_in_one_flush() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut s3 = S3::start().await;
+    let mut gate = Gate::open(folder.path(), bucket(&s3, SECRET));
+    s3.stop().await;
+    let mut ids = Vec::new();
+    for minute in 0..6 * 60 {
+        let batch: Vec<_> = (0..20).map(|id| format!("{minute:03}-{id:02}")).collect();
+        gate.accept(&batch).await;
+        ids.extend(batch);
+        // Every segment is older than a minute at the next look.
+        let now = noon() + Duration::from_secs(minute * 60);
+        assert_eq!(gate.writer.flush_once(now, false).await.stored, 0);
+    }
+    assert_eq!(gate.counts(), Counts { sampled: 7200, pending: 7200, ..Counts::default() });
+    let waiting = segments(folder.path()).len();
+    assert!(waiting >= 300, "{waiting} segments");
+
+    s3.restart().await;
+    let back = noon() + Duration::from_hours(6) + Duration::from_mins(5);
+    let drained = gate.writer.flush_once(back, false).await;
+    assert_eq!((drained.stored, drained.waiting), (7200, 0), "six hours leave in the step of one second");
+    assert_eq!(all_ids(&s3.objects()), ids);
+    let manifests = s3.everything().iter().filter(|(key, _)| key.contains("/_manifest/")).count();
+    assert_eq!(manifests, 1, "one manifest lists them all");
+}
+
+#[tokio::test]
 async fn spooling_goes_on_while_a_sink_hangs() {
     let folder = tempfile::tempdir().unwrap();
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -238,7 +441,7 @@ async fn spooling_goes_on_while_a_sink_hangs() {
     let spooled = async {
         let (_connection, _) = silent.accept().await.unwrap();
         assert_eq!(segments(folder.path()).len(), 1);
-        capture.offer(1, || model.record("b"));
+        capture.offer(&model.identity.name, 1, || model.record("b"));
         while segments(folder.path()).len() < 2 {
             tokio::task::yield_now().await;
         }
@@ -259,7 +462,7 @@ async fn a_segment_that_the_sink_refuses_does_not_hold_up_the_others() {
     fs::write(folder.path().join("samples/model=blocked"), "").unwrap();
     let blocked = Model::new("blocked");
     for index in 0..10 {
-        gate.capture.offer(1, || blocked.record(&format!("blocked {index}")));
+        gate.capture.offer(&blocked.identity.name, 1, || blocked.record(&format!("blocked {index}")));
         gate.writer.spool_once().await.unwrap();
         gate.flush().await;
     }
@@ -285,7 +488,7 @@ async fn a_full_spool_drops_the_newest_and_counts_them() {
     gate.accept(["20"]).await;
     gate.flush().await;
     let kept: Vec<_> = (0..accepted).chain([20]).map(|id| format!("{id:02}")).collect();
-    assert_eq!(all_ids(&s3::files(&folder.path().join("samples"))), kept);
+    assert_eq!(all_ids(&s3::samples(&folder.path().join("samples"))), kept);
 }
 
 /// Ways in which a disk may change a segment behind the gateway's back.
@@ -356,7 +559,7 @@ async fn check_damage(damage: Damage, restart: bool, random: &mut fastrand::Rng)
     }
     gate.flush().await;
 
-    let delivered = all_ids(&s3::files(&folder.path().join("samples")));
+    let delivered = all_ids(&s3::samples(&folder.path().join("samples")));
     let context = format!("{damage:?}, restart {restart}: {delivered:?}");
     let distinct: BTreeSet<_> = delivered.iter().map(|id| id.parse::<usize>().unwrap()).collect();
     assert_eq!(distinct.len(), delivered.len(), "{context}");
@@ -442,7 +645,7 @@ async fn an_accepted_sample_survives_a_kill() {
 
     let mut gate = Gate::open(folder.path(), directory(folder.path()));
     assert_eq!(gate.flush().await.waiting, 0);
-    let objects = s3::files(&folder.path().join("samples"));
+    let objects = s3::samples(&folder.path().join("samples"));
     assert!(objects.iter().all(|(name, _)| name.ends_with(".parquet")), "a partial object is left");
     let delivered = all_ids(&objects);
     let distinct: BTreeSet<_> = delivered.iter().collect();

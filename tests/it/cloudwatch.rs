@@ -10,7 +10,7 @@ use aws_sdk_cloudwatch::error::ProvideErrorMetadata;
 use aws_sdk_cloudwatch::primitives::DateTime;
 use aws_sdk_cloudwatch::types::{Dimension, MetricDatum};
 use jiff::Timestamp;
-use modelgate::metrics::cloudwatch::{Config, Flushed, Flusher};
+use modelgate::metrics::cloudwatch::{Config, Flushed, Flusher, Mode as Sent};
 use modelgate::metrics::{self, Metrics};
 use modelgate::model::features::{Raw, Settings};
 use modelgate::model::signature::{Column, Kind, Signature};
@@ -39,7 +39,7 @@ impl Bench {
 
     fn with(cloudwatch: CloudWatch, client: aws_sdk_cloudwatch::Client, max_series: usize) -> Self {
         let metrics = metrics(max_series);
-        let config = Config { namespace: "ModelGate".into(), interval: Duration::from_mins(1) };
+        let config = Config { namespace: "ModelGate".into(), interval: Duration::from_mins(1), mode: Sent::Full };
         let flusher = Flusher::new(metrics.clone(), client, config);
         Self { cloudwatch, metrics, flusher }
     }

@@ -12,7 +12,7 @@ use modelgate::config::{Flags, Loaded, Purpose, Sources, load};
 use modelgate::model::Version;
 use modelgate::model::features::DefaultValue;
 use modelgate::model::outputs::Rule;
-use modelgate::quota::{Limit, Period, Place, Throttle, Unit};
+use modelgate::quota::{Limit, Location, Period, Throttle, Unit};
 use modelgate::registry::{self, Credentials, Select};
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
@@ -114,12 +114,12 @@ admin_listen = "127.0.0.1:9"
 => gate.toml:3: server.admin_listen: expected another address than `server.listen`
 
 [server]
-error_style = "api-gateway"
-=> gate.toml:2: server.error_style: found "api-gateway", expected "problem": what was found comes in a later release
+error_style = "apigateway"
+=> gate.toml:2: server.error_style: found "apigateway", expected "problem" or "api-gateway"
 
 [server]
 error_style = "html"
-=> gate.toml:2: server.error_style: found "html", expected "problem"
+=> gate.toml:2: server.error_style: found "html", expected "problem" or "api-gateway"
 
 [server]
 max_body = "2 potatoes"
@@ -394,6 +394,12 @@ rate = 0
 burst = 5
 => gate.toml:2: plans.basic.burst: expected a `rate` with it
 
+[drift]
+baseline_rows = 100
+threshold = 0
+=> gate.toml:2: drift.baseline_rows: expected at least `min_rows`: with fewer there would never be a verdict
+gate.toml:3: drift.threshold: found 0, expected a number from 0.001 to 10
+
 [plans.basic]
 quota = -1
 period = "year"
@@ -449,10 +455,10 @@ sink = "s3://B/x"
 
 [capture]
 sink = "/samples"
-format = "jsonl"
+format = "avro"
 rate = 1.5
 => gate.toml:2: capture.sink: found "/samples", expected "s3://bucket/prefix" (3 to 63 of a-z 0-9 . - for the bucket) or "file:directory"
-gate.toml:3: capture.format: found "jsonl", expected "parquet": what was found comes in a later release
+gate.toml:3: capture.format: found "avro", expected "parquet", "jsonl" or "csv"
 gate.toml:4: capture.rate: found 1.5, expected a number from 0 to 1
 
 [capture]
@@ -467,9 +473,19 @@ sink = "file:x"
 flush = 5
 redact = "SSN"
 spool_max = "1KiB"
+bucket = { Income = 0, Age = 5 }
 => gate.toml:3: capture.flush: found 5, expected a table
 gate.toml:4: capture.redact: found "SSN", expected a list of texts, such as ["a", "b"]
 gate.toml:5: capture.spool_max: found "1KiB", expected a size from "1MiB" to "1TiB"
+gate.toml:6: capture.bucket.Income: found 0, expected a number above 0
+
+[capture]
+sink = "file:x"
+redact = ["a"]
+hash = ["a", "b"]
+bucket = { b = 5, c = 5 }
+=> gate.toml:4: capture.hash: "a" is in `redact` too, expected one of them
+gate.toml:5: capture.bucket: "b" is in `redact` or `hash` too, expected one of them
 
 [telemetry]
 log_format = "xml"
@@ -586,6 +602,7 @@ coerce = false
 name = "churn"
 registered_model = "Churn, all countries"
 bands = [["Low", 0.35], ["Medium", 0.70], ["High"]]
+capture = { rate = 0.25 }
 [plans.basic]
 rate = 2.5
 quota = 10_000
@@ -597,6 +614,9 @@ unit = "requests"
 [capture]
 sink = "s3://samples/a/b/"
 flush = { age = "5m" }
+format = "jsonl"
+hash = ["Customer"]
+bucket = { Income = 1000, Age = 2.5 }
 "#,
     )
     .env("MODELGATE__SERVER__MAX_ROWS", "7")
@@ -613,16 +633,15 @@ flush = { age = "5m" }
     })
 }
 
-#[test]
-fn the_effective_configuration_shows_every_value_and_its_origin_and_no_secret() {
-    let expected = r#"
+/// The effective configuration of the test below.
+const EFFECTIVE: &str = r#"
 data_dir = "state" # gate.toml:1
 onnxruntime = "lib/libonnxruntime.so" # gate.toml:2
 
 [server]
-error_style = "problem" # default
 listen = "[::1]:8080" # MODELGATE__SERVER__LISTEN
 admin_listen = "127.0.0.1:9" # --admin-listen
+error_style = "problem" # default
 max_body = "4MiB" # gate.toml:5
 deadline = "1m 30s" # gate.toml:6
 max_rows = 7 # MODELGATE__SERVER__MAX_ROWS
@@ -672,6 +691,9 @@ bands = [["Low", 0.35], ["Medium", 0.7], ["High"]] # gate.toml:23
 coerce = true # default
 unseen = "count" # default
 
+[model.capture]
+rate = 0.25 # gate.toml:24
+
 [[model]]
 name = "third" # --model
 select = "alias:champion" # --model
@@ -681,15 +703,17 @@ coerce = true # default
 unseen = "count" # default
 
 [plans.basic]
-rate = 2.5 # gate.toml:25
-quota = 10000 # gate.toml:26
-period = "month" # gate.toml:27
+rate = 2.5 # gate.toml:26
+quota = 10000 # gate.toml:27
+period = "month" # gate.toml:28
 unit = "rows" # default
-models = ["credit-score"] # gate.toml:28
+enforce = true # default
+models = ["credit-score"] # gate.toml:29
 
 [plans.free]
 period = "day" # default
-unit = "requests" # gate.toml:30
+unit = "requests" # gate.toml:31
+enforce = true # default
 
 [quota]
 store = "embedded" # default
@@ -703,24 +727,37 @@ max_categories = 50 # default
 [metrics.cloudwatch]
 namespace = "ModelGate" # default
 interval = "60s" # default
+mode = "full" # default
+
+[drift]
+window = "1h" # default
+threshold = 0.1 # default
+min_rows = 200 # default
+baseline_rows = 1000 # default
+by_key = false # default
 
 [capture]
-sink = "s3://samples/a/b/" # gate.toml:33
-format = "parquet" # default
+sink = "s3://samples/a/b/" # gate.toml:34
+format = "jsonl" # gate.toml:36
 rate = 1.0 # default
 redact = ["SSN"] # MODELGATE__CAPTURE__REDACT
+hash = ["Customer"] # gate.toml:37
+bucket = { Age = 2.5, Income = 1000 } # gate.toml:38
 spool_max = "2GiB" # default
 
 [capture.flush]
 rows = 10000 # default
-age = "5m" # gate.toml:34
+age = "5m" # gate.toml:35
 
 [telemetry]
 log_format = "text" # default
 log_filter = "debug" # RUST_LOG
 # traces to http://***@localhost:4318/v1/traces # OTEL_EXPORTER_OTLP_ENDPOINT
 "#;
-    assert_eq!(everything().effective().trim(), expected.trim());
+
+#[test]
+fn the_effective_configuration_shows_every_value_and_its_origin_and_no_secret() {
+    assert_eq!(everything().effective().trim(), EFFECTIVE.trim());
 }
 
 #[test]
@@ -747,7 +784,7 @@ fn every_value_arrives_as_what_it_is() {
     assert_eq!(config.server.deadline, Duration::from_secs(90));
     assert_eq!((config.manager.poll_interval, config.manager.slots), (Duration::from_secs(30), 4));
     assert_eq!(config.auth.store, Path::new("state/modelgate.db"));
-    assert!(matches!(config.quota.store, Place::File(file) if file == config.auth.store));
+    assert!(matches!(config.quota.store, Location::File(file) if file == config.auth.store));
     assert_eq!(config.metrics.max_series.get(), 2000);
     assert_eq!(config.cloudwatch.unwrap().namespace, "ModelGate");
     let otlp = config.telemetry.otlp.unwrap();
@@ -755,7 +792,12 @@ fn every_value_arrives_as_what_it_is() {
     let capture = config.capture.unwrap();
     assert_eq!(capture.sink, capture::sink::Config::S3 { bucket: "samples".to_owned(), prefix: "a/b".to_owned() });
     assert_eq!((capture.flush_rows.get(), capture.flush_age), (10_000, Duration::from_mins(5)));
-    assert_eq!((capture.rate, capture.redact), (capture::SamplingRate::ALL, vec!["SSN".to_owned()]));
+    assert_eq!((capture.rate, capture.format), (capture::SamplingRate::ALL, capture::Format::Jsonl));
+    assert_eq!((capture.protect.redact, capture.protect.hash), (vec!["SSN".to_owned()], vec!["Customer".to_owned()]));
+    assert_eq!(capture.protect.bucket, [("Age".to_owned(), 2.5), ("Income".to_owned(), 1000.0)].into());
+    assert_eq!(capture.secret, Path::new("state/capture-secret"));
+    let quarter = capture::SamplingRate::new(0.25).unwrap();
+    assert_eq!(capture.rates, [("churn".parse().unwrap(), quarter)].into());
 }
 
 #[test]
@@ -857,6 +899,17 @@ fn mlflows_variables_are_honoured_and_a_name_with_a_password_wins() {
     assert_eq!(shown_to_registry(&setup).0, "me:secret");
     let setup = setup.env("MODELGATE__REGISTRY__URI", "http://c/").env("MODELGATE__REGISTRY__USERNAME", "you");
     assert_eq!(shown_to_registry(&setup), ("you:secret".to_owned(), "http://c/".to_owned()));
+}
+
+#[test]
+fn the_library_is_where_the_environment_or_the_file_says() {
+    let found = |setup: &Setup| setup.load().config.onnxruntime.map(|path| path.display().to_string());
+    let setup = Setup::new(MODEL);
+    assert_eq!(found(&setup), None);
+    let setup = setup.env("ORT_DYLIB_PATH", "/env/libonnxruntime.so");
+    assert_eq!(found(&setup), Some("/env/libonnxruntime.so".to_owned()));
+    let file = Setup::new(&format!("onnxruntime = \"/file/libonnxruntime.so\"\n{MODEL}"));
+    assert_eq!(found(&file), Some("/file/libonnxruntime.so".to_owned()));
 }
 
 #[test]

@@ -3,14 +3,20 @@
 #![expect(clippy::unwrap_used, reason = "what a test cannot unwrap has failed it")]
 
 mod auth;
+mod canary;
 mod capture;
 mod cloudwatch;
 mod config;
+mod dashboard;
+mod drift;
 mod gate;
+mod keys;
+mod keys_figures;
 mod mlflow;
 mod numeric;
 mod process;
 mod quota;
+mod replay;
 mod server;
 mod shared_quota;
 mod support;

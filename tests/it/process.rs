@@ -13,16 +13,16 @@ use modelgate::clock::Clock;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde_json::{Value, json};
 
-use crate::support::cloudwatch::CloudWatch;
+use crate::support::cloudwatch::{CloudWatch, Mode};
 use crate::support::s3::{self, S3};
 use crate::support::site::{Answer, Site, eventually};
 use crate::support::{fixtures, mlflow, redis};
 
 /// A gateway in a process of its own, killed if the test does not end it.
-struct Binary {
+pub(crate) struct Binary {
     child: Child,
-    data: SocketAddr,
-    admin: SocketAddr,
+    pub(crate) data: SocketAddr,
+    pub(crate) admin: SocketAddr,
     log: std::thread::JoinHandle<String>,
 }
 
@@ -33,16 +33,13 @@ impl Binary {
     }
 
     /// The same, with more in its environment.
-    fn serve_with(file: &Path, environment: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_modelgate"))
-            .arg("serve")
-            .arg("--config")
-            .arg(file)
-            .env("RUST_LOG", "info")
-            .envs(environment.iter().copied())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+    pub(crate) fn serve_with(file: &Path, environment: &[(&str, &str)]) -> Self {
+        Self::start(&mut Command::new(env!("CARGO_BIN_EXE_modelgate")), file, environment)
+    }
+
+    fn start(command: &mut Command, file: &Path, environment: &[(&str, &str)]) -> Self {
+        command.arg("serve").arg("--config").arg(file).env("RUST_LOG", "info").envs(environment.iter().copied());
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let mut seen = String::new();
         let listening = lines
@@ -61,12 +58,12 @@ impl Binary {
         Self { child, data, admin, log }
     }
 
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
-    async fn ended(mut self) -> (ExitStatus, String) {
+    pub(crate) async fn ended(mut self) -> (ExitStatus, String) {
         let mut status = None;
         eventually("the process to end", async || {
             status = self.child.try_wait().unwrap();
@@ -77,7 +74,7 @@ impl Binary {
         (status.unwrap(), log)
     }
 
-    async fn ready(&self, http: &reqwest::Client) {
+    pub(crate) async fn ready(&self, http: &reqwest::Client) {
         let url = format!("http://{}/readyz", self.data);
         eventually("the gateway to be ready", async || {
             http.get(&url).send().await.is_ok_and(|answer| answer.status().is_success())
@@ -95,7 +92,7 @@ impl Drop for Binary {
 }
 
 /// A site with the sum model in version 1, samples in a directory, and its file.
-fn site() -> (Site, PathBuf) {
+pub(crate) fn site() -> (Site, PathBuf) {
     let text = "[plans.open]\n[[model]]\nname = \"sum\"\nselect = \"alias:champion\"\n\
                 [capture]\nsink = \"file:{folder}/samples\"\n";
     let site = Site::new(text);
@@ -164,7 +161,7 @@ async fn sigterm_under_load_loses_no_answer_and_no_sample() {
     }
     assert_eq!(status.code(), Some(0), "{log}");
     assert!(log.contains("stopped in order"), "{log}");
-    assert_eq!(sampled_rows(s3::files(&site.folder().join("samples")), |_| true), answered);
+    assert_eq!(sampled_rows(s3::samples(&site.folder().join("samples")), |_| true), answered);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -255,6 +252,18 @@ async fn the_main_job_with_mlflow_2_cloudwatch_and_s3() {
     the_main_job(mlflow::v2()).await;
 }
 
+/// An environment in which AWS is these two.
+fn aws(s3: &S3, cloudwatch: &CloudWatch) -> [(&'static str, String); 6] {
+    [
+        ("AWS_ENDPOINT_URL_S3", s3.endpoint()),
+        ("AWS_ENDPOINT_URL_CLOUDWATCH", cloudwatch.endpoint().to_owned()),
+        ("AWS_ACCESS_KEY_ID", s3::ACCESS_KEY.to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", s3::SECRET.to_owned()),
+        ("AWS_REGION", "us-east-1".to_owned()),
+        ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
+    ]
+}
+
 /// Two models of a real server in one gateway; an alias that moves under load; then what CloudWatch and S3 got.
 async fn the_main_job(server: &mlflow::Server) {
     register(server, "whole-credit", "pipeline", None).await;
@@ -272,14 +281,7 @@ async fn the_main_job(server: &mlflow::Server) {
         s3::BUCKET
     ));
     let (open, tiny) = (site.key("open"), site.key("tiny"));
-    let environment = [
-        ("AWS_ENDPOINT_URL_S3", s3.endpoint()),
-        ("AWS_ENDPOINT_URL_CLOUDWATCH", cloudwatch.endpoint().to_owned()),
-        ("AWS_ACCESS_KEY_ID", s3::ACCESS_KEY.to_owned()),
-        ("AWS_SECRET_ACCESS_KEY", s3::SECRET.to_owned()),
-        ("AWS_REGION", "us-east-1".to_owned()),
-        ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
-    ];
+    let environment = aws(&s3, &cloudwatch);
     let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let binary = Binary::serve_with(&site.folder().join("modelgate.toml"), &environment);
     let http = reqwest::Client::new();
@@ -363,14 +365,17 @@ fn check_measurements(cloudwatch: &CloudWatch, rows: &[Value], asked: i64) {
     }
 }
 
+async fn predict(http: &reqwest::Client, data: SocketAddr, key: &str) -> Answer {
+    let request = http.post(format!("http://{data}/predict")).header("x-api-key", key);
+    let body = json!({"data": {"a": 1, "b": 2, "c": 3}}).to_string();
+    Answer::of(request.header("content-type", "application/json").body(body).send().await.unwrap()).await
+}
+
 /// Sends requests over `key` to a gateway until one is refused; how many were answered, and the refusal.
 async fn predict_until_refused(http: &reqwest::Client, data: SocketAddr, key: &str) -> (u32, Answer) {
     let mut answered = 0;
     loop {
-        let request = http.post(format!("http://{data}/predict")).header("x-api-key", key);
-        let body = json!({"data": {"a": 1, "b": 2, "c": 3}}).to_string();
-        let answer =
-            Answer::of(request.header("content-type", "application/json").body(body).send().await.unwrap()).await;
+        let answer = predict(http, data, key).await;
         if answer.status != 200 {
             return (answered, answer);
         }
@@ -382,13 +387,14 @@ async fn predict_until_refused(http: &reqwest::Client, data: SocketAddr, key: &s
 async fn three_gateways_on_one_redis_admit_the_quota_and_go_on_without_it() {
     let mut server = redis::Server::start();
     let mut site = Site::new(&format!(
-        "[plans.shared]\nquota = 300\n[plans.other]\nquota = 300\n[[model]]\nname = \"sum\"\n\
+        "[plans.shared]\nquota = 300\n[plans.other]\nquota = 300\n\
+         [plans.dry]\nquota = 300\nenforce = false\n[[model]]\nname = \"sum\"\n\
          [quota]\nstore = \"{}\"\n",
         server.url()
     ));
     site.register_sum("sum", 1, 1000.0);
     site.promote("sum", 1);
-    let (shared, other) = (site.key("shared"), site.key("other"));
+    let (shared, other, dry) = (site.key("shared"), site.key("other"), site.key("dry"));
     let file = site.folder().join("modelgate.toml");
     let gateways: Vec<_> = (0..3)
         .map(|number| {
@@ -432,6 +438,10 @@ async fn three_gateways_on_one_redis_admit_the_quota_and_go_on_without_it() {
         ] {
             assert!(page.contains(line), "{line} in {page}");
         }
+        for _ in 0..5 {
+            let answer = predict(&http, gateway.data, &dry).await;
+            assert_eq!((answer.status, answer.header("modelgate-quota")), (200, "degraded"), "{}", answer.body);
+        }
         let (answered, _) = predict_until_refused(&http, gateway.data, &shared).await;
         assert_eq!(answered, 0, "what is known to be used up stays so");
     }
@@ -461,4 +471,72 @@ async fn three_gateways_on_one_redis_admit_the_quota_and_go_on_without_it() {
         assert_eq!(status.code(), Some(0), "{log}");
         assert!(log.matches("quota store").count() <= 2, "one line down, one line up: {log}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unpacked_archive_runs_from_any_folder_with_its_library_in_lib() {
+    let (site, file) = site();
+    let archive = tempfile::tempdir().unwrap();
+    std::fs::create_dir(archive.path().join("lib")).unwrap();
+    let library = if cfg!(target_os = "macos") { "libonnxruntime.dylib" } else { "libonnxruntime.so" };
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("lib").join(library);
+    std::fs::copy(built, archive.path().join("lib").join(library)).unwrap();
+    let binary = archive.path().join("modelgate");
+    std::fs::copy(env!("CARGO_BIN_EXE_modelgate"), &binary).unwrap();
+    let binary = Binary::start(Command::new(&binary).current_dir(site.folder()), &file, &[]);
+    binary.ready(&reqwest::Client::new()).await;
+}
+
+#[test]
+fn a_missing_library_is_told_with_its_cure() {
+    let (_site, file) = site();
+    let output = Command::new(env!("CARGO_BIN_EXE_modelgate"))
+        .args(["serve", "--config"])
+        .arg(&file)
+        .env("ORT_DYLIB_PATH", "/nowhere/libonnxruntime.so")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("/nowhere/libonnxruntime.so") && text.contains("scripts/fetch-onnxruntime.sh"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn aws_that_is_away_fails_no_prediction_and_loses_no_sample() {
+    let mut site = Site::new(&format!(
+        "[plans.open]\n[[model]]\nname = \"sum\"\n[metrics.cloudwatch]\nnamespace = \"Gate\"\ninterval = \"10s\"\n\
+         [capture]\nsink = \"s3://{}/drift\"\nflush = {{ rows = 5, age = \"1s\" }}\n",
+        s3::BUCKET
+    ));
+    site.register_sum("sum", 1, 1000.0);
+    site.promote("sum", 1);
+    let key = site.key("open");
+    let file = site.folder().join("modelgate.toml");
+    let mut s3 = S3::start().await;
+    s3.stop().await;
+    let cloudwatch = CloudWatch::start(Clock::system().now()).await;
+    cloudwatch.set_mode(Mode::Fault);
+    let environment = aws(&s3, &cloudwatch);
+    let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+
+    let binary = Binary::serve_with(&file, &environment);
+    let http = reqwest::Client::new();
+    binary.ready(&http).await;
+    for turn in 0..20 {
+        let request = http.post(format!("http://{}/predict", binary.data)).header("x-api-key", &key);
+        let body = json!({"data": {"a": turn, "b": 0, "c": 0}}).to_string();
+        let answer =
+            Answer::of(request.header("content-type", "application/json").body(body).send().await.unwrap()).await;
+        assert_eq!((answer.status, answer.body["prediction"].as_f64()), (200, Some(1000.0 + f64::from(turn))));
+    }
+    binary.signal("TERM");
+    let (status, log) = binary.ended().await;
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(s3.objects().is_empty());
+
+    s3.restart().await;
+    let binary = Binary::serve_with(&file, &environment);
+    eventually("the samples of the process before", async || sampled_rows(s3.objects(), |_| true) == 20).await;
+    binary.signal("TERM");
+    assert_eq!(binary.ended().await.0.code(), Some(0));
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use modelgate::auth::{self, Access, ApiKeys, Caller};
-use modelgate::quota::{Charge, Config, Limit, Period, Place, Plan, Quota, Refusal, Throttle, Unit};
+use modelgate::quota::{Charge, Config, Limit, Location, Period, Plan, Quota, Refusal, Throttle, Unit};
 use proptest::prelude::*;
 use secrecy::{ExposeSecret, SecretString};
 use tempfile::TempDir;
@@ -26,7 +26,7 @@ fn noon() -> Timestamp {
 
 fn rows_a_day(amount: u64) -> Plan {
     let limit = Limit { amount: NonZeroU64::new(amount).unwrap(), period: Period::Day };
-    Plan { throttle: None, quota: Some(limit), unit: Unit::Rows }
+    Plan { quota: Some(limit), ..Plan::default() }
 }
 
 /// A store, with a caller on the plan `test`.
@@ -85,7 +85,7 @@ impl Bench {
 
 fn open(directory: &Path, plan: Plan) -> Quota {
     let plans = BTreeMap::from([("test".into(), plan)]);
-    Quota::open(Config { store: Place::File(directory.join("store.db")), plans }).unwrap()
+    Quota::open(Config { store: Location::File(directory.join("store.db")), plans }).unwrap()
 }
 
 fn keys(directory: &Path) -> ApiKeys {
@@ -320,7 +320,7 @@ async fn a_lease_that_is_on_its_way_is_settled_too() {
 #[tokio::test]
 async fn what_is_left_and_when_it_resets_is_told() {
     let limit = Limit { amount: NonZeroU64::new(100).unwrap(), period: Period::Week };
-    let plan = Plan { throttle: Some(Throttle { rate: 1.0, burst: 5 }), quota: Some(limit), unit: Unit::Rows };
+    let plan = Plan { throttle: Some(Throttle { rate: 1.0, burst: 5 }), quota: Some(limit), ..Plan::default() };
     let bench = Bench::new(plan);
     let quota = bench.open();
     let charge = bench.reserve(&quota, 30).await.unwrap();
@@ -397,7 +397,7 @@ async fn a_plan_without_a_quota_never_touches_the_store() {
 #[tokio::test]
 async fn a_plan_that_is_not_configured_is_refused() {
     let bench = Bench::new(rows_a_day(1));
-    let quota = Quota::open(Config { store: Place::File(bench.store()), plans: BTreeMap::new() }).unwrap();
+    let quota = Quota::open(Config { store: Location::File(bench.store()), plans: BTreeMap::new() }).unwrap();
     assert_eq!(bench.reserve(&quota, 1).await.unwrap_err(), Refusal::NoPlan);
 }
 

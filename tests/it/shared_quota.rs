@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::civil::{Date, Weekday};
-use jiff::{Timestamp, ToSpan};
+use jiff::{SignedDuration, Timestamp, ToSpan};
 use modelgate::auth::{self, Access, ApiKeys, Caller};
-use modelgate::quota::{Charge, Config, Health, Limit, OnStoreDown, Period, Place, Plan, Quota, Redis, Refusal, Unit};
+use modelgate::quota::{
+    Charge, Config, Enforcement, Exceeded, Health, Limit, Location, OnStoreDown, Period, Plan, Quota, Redis, Refusal,
+};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::task::JoinSet;
 
@@ -24,6 +27,7 @@ fn noon() -> Timestamp {
 #[derive(Clone)]
 struct Bench {
     amount: u64,
+    enforcement: Enforcement,
     redis: Redis,
     caller: Arc<Caller>,
 }
@@ -41,7 +45,7 @@ impl Bench {
     fn with(url: &str, amount: u64, lease: Option<NonZeroU64>, on_store_down: OnStoreDown) -> Self {
         let url = url.parse().unwrap();
         let redis = Redis { url, password: None, namespace: "test".into(), lease, on_store_down };
-        Self { amount, redis, caller: new_caller() }
+        Self { amount, enforcement: Enforcement::Enforced, redis, caller: new_caller() }
     }
 
     /// A gateway that has connected.
@@ -58,9 +62,9 @@ impl Bench {
 
     fn gateway_on_its_way(&self) -> Quota {
         let limit = Limit { amount: NonZeroU64::new(self.amount).unwrap(), period: Period::Day };
-        let plan = Plan { throttle: None, quota: Some(limit), unit: Unit::Rows };
+        let plan = Plan { quota: Some(limit), enforcement: self.enforcement, ..Plan::default() };
         let plans = BTreeMap::from([("test".into(), plan)]);
-        Quota::open(Config { store: Place::Redis(self.redis.clone()), plans }).unwrap()
+        Quota::open(Config { store: Location::Redis(self.redis.clone()), plans }).unwrap()
     }
 
     async fn three(&self) -> [Arc<Quota>; 3] {
@@ -77,6 +81,17 @@ impl Bench {
             match self.reserve(quota, rows).await {
                 Err(Refusal::StoreDown) => tokio::time::sleep(Duration::from_millis(2)).await,
                 decided => return decided.ok(),
+            }
+        }
+        panic!("waited in vain for the store to decide");
+    }
+
+    /// A charge in a dry run, tried until the store has decided.
+    async fn counted(&self, quota: &Quota, rows: u64) -> Charge {
+        for _ in 0..1000 {
+            match self.reserve(quota, rows).await.unwrap() {
+                charge if charge.is_degraded() => tokio::time::sleep(Duration::from_millis(2)).await,
+                charge => return charge,
             }
         }
         panic!("waited in vain for the store to decide");
@@ -117,7 +132,7 @@ impl Bench {
     }
 
     fn key(&self) -> String {
-        format!("test:quota:{}:day", self.caller.key_id)
+        format!("test:quota:{}:day", self.caller.account)
     }
 
     /// Runs `tasks` at each gateway that each try `tries` charges of the sizes `rows` yields; the sum of rows admitted.
@@ -142,11 +157,15 @@ impl Bench {
     }
 }
 
+fn open_keys(folder: &Path) -> ApiKeys {
+    let plans = BTreeMap::from([("test".into(), Access::All)]);
+    let (store, pepper) = (folder.join("store.db"), folder.join("pepper"));
+    ApiKeys::open(auth::Config { store, pepper, plans }, &mut getrandom::fill).unwrap()
+}
+
 fn new_caller() -> Arc<Caller> {
     let folder = tempfile::tempdir().unwrap();
-    let plans = BTreeMap::from([("test".into(), Access::All)]);
-    let (store, pepper) = (folder.path().join("store.db"), folder.path().join("pepper"));
-    let keys = ApiKeys::open(auth::Config { store, pepper, plans }, &mut getrandom::fill).unwrap();
+    let keys = open_keys(folder.path());
     let (_, key) = keys.create("app", "test", None, noon(), &mut getrandom::fill).unwrap();
     keys.authenticate(key.expose_secret(), noon()).unwrap()
 }
@@ -420,6 +439,64 @@ async fn a_loan_is_for_one_window_and_no_more_than_was_agreed() {
     assert_eq!(fresh.spend_meanwhile(&quota, 100).await, 50);
     let health = quota.shared_store().unwrap();
     assert_eq!((health.lent, health.refused), (50, 50));
+}
+
+/// A dry run without a store: nobody is refused, and nobody is counted as refused.
+async fn check_dry_run_when_down(on_store_down: OnStoreDown, lent: u64) {
+    let mut server = Server::start();
+    let bench = Bench { enforcement: Enforcement::DryRun, ..Bench::with(&server.url(), 200, None, on_store_down) };
+    let quota = bench.gateway().await;
+    server.kill();
+    for _ in 0..20 {
+        let charge = bench.reserve(&quota, 3).await.unwrap();
+        assert!(charge.is_degraded(), "{on_store_down:?}");
+        assert_eq!(charge.exceeded().next(), None, "nobody knows");
+        charge.commit();
+    }
+    let health = quota.shared_store().unwrap();
+    assert_eq!((health.lent, health.refused), (lent, 0), "{on_store_down:?}");
+    assert!(bench.reserve(&quota, 201).await.unwrap().exceeded().eq([Exceeded::Quota]), "no store can allow it");
+    server.restart();
+    is_back(&quota).await;
+    drop(bench.counted(&quota, 3).await);
+}
+
+#[tokio::test]
+async fn a_dry_run_refuses_nobody_while_the_store_is_down() {
+    check_dry_run_when_down(OnStoreDown::Closed, 0).await;
+    check_dry_run_when_down(OnStoreDown::Lease, 0).await;
+    check_dry_run_when_down(OnStoreDown::Open, 20).await;
+}
+
+#[tokio::test]
+async fn a_dry_run_counts_up_to_the_amount_and_says_who_passed_it() {
+    let server = Server::start();
+    let bench = Bench { enforcement: Enforcement::DryRun, ..Bench::exact(&server.url(), 3) };
+    let gateways = bench.three().await;
+    let mut passed = 0;
+    for quota in gateways.iter().cycle().take(9) {
+        let charge = bench.counted(quota, 1).await;
+        passed += charge.exceeded().count();
+        charge.commit();
+    }
+    assert_eq!((bench.given(&server), passed), (3, 6));
+}
+
+#[tokio::test]
+async fn keys_that_replaced_each_other_share_one_quota() {
+    let server = Server::start();
+    let folder = tempfile::tempdir().unwrap();
+    let keys = open_keys(folder.path());
+    let (record, old) = keys.create("app", "test", None, noon(), &mut getrandom::fill).unwrap();
+    let (_, _, new) = keys.rotate(&record.id, SignedDuration::from_hours(1), noon(), &mut getrandom::fill).unwrap();
+    let [old, new] = [old, new].map(|key| keys.authenticate(key.expose_secret(), noon()).unwrap());
+    assert_ne!(old.key_id, new.key_id);
+    let old = Bench { caller: old, ..Bench::exact(&server.url(), 10) };
+    let new = Bench { caller: new, ..old.clone() };
+    let gateways = [old.gateway().await, old.gateway().await];
+    assert_eq!(old.spend(&gateways[0], 4).await, 4);
+    assert_eq!(new.spend(&gateways[1], 20).await, 6);
+    assert_eq!((new.key(), new.given(&server)), (old.key(), 10));
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ pub(crate) mod fixtures;
 pub(crate) mod gate;
 pub(crate) mod hostile_registry;
 pub(crate) mod mlflow;
+pub(crate) mod panel;
 pub(crate) mod redis;
 pub(crate) mod s3;
 pub(crate) mod site;

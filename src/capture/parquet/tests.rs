@@ -5,13 +5,14 @@ use ::parquet::file::reader::{FileReader, SerializedFileReader};
 use ::parquet::record::Field;
 use bytes::Bytes;
 
+use crate::capture::protect::Protection;
 use crate::capture::segment::{self, Header};
 use crate::model::Prediction;
 
 use super::*;
 
 fn feature(name: &str, kind: Kind) -> segment::Column {
-    segment::Column { name: name.into(), kind, redacted: false }
+    segment::Column { name: name.into(), kind, protection: Protection::Keep }
 }
 
 fn contents(features: Vec<segment::Column>, prediction: ValueKind, classes: &[&str], rows: Vec<Row>) -> Contents {

@@ -11,7 +11,11 @@ fn any_kind() -> impl Strategy<Value = Kind> {
 }
 
 fn any_header() -> impl Strategy<Value = Header> {
-    let column = (".{0,12}", any_kind()).prop_map(|(name, kind)| Column { name: name.into(), kind, redacted: false });
+    let column = (".{0,12}", any_kind()).prop_map(|(name, kind)| Column {
+        name: name.into(),
+        kind,
+        protection: Protection::Keep,
+    });
     let prediction = (0_u8..3).prop_map(|code| ValueKind::from_code(code).unwrap());
     let classes = vec(".{0,8}".prop_map(Arc::from), 0..4);
     let shape = (prediction, vec(column, 0..6), classes);
@@ -69,7 +73,8 @@ fn encode(contents: &Contents) -> (Vec<u8>, Vec<usize>) {
     let mut before = 0;
     for sample in &contents.samples {
         starts.push(bytes.len());
-        let rows = sample.rows.iter().map(|row| (&*row.cells, &row.prediction, &*row.probabilities));
+        let cells = |row| contents.header.schema.protected(row, None);
+        let rows = sample.rows.iter().map(|row| (cells(&row.cells), &row.prediction, &*row.probabilities));
         let Sample { request_id, time, key_id, .. } = sample;
         contents.header.encode_sample(before, request_id, *time, key_id, rows, &mut bytes);
         before += sample.rows.len() as u64;
@@ -79,7 +84,8 @@ fn encode(contents: &Contents) -> (Vec<u8>, Vec<usize>) {
 
 /// Three samples of one, two and three rows.
 fn example() -> Contents {
-    let features = ["Age", "Job"].map(|name| Column { name: name.into(), kind: Kind::Double, redacted: false });
+    let features =
+        ["Age", "Job"].map(|name| Column { name: name.into(), kind: Kind::Double, protection: Protection::Keep });
     let schema = Schema {
         model: "credit-score".parse().unwrap(),
         version: 3,
@@ -176,9 +182,20 @@ fn a_frame_of_another_segment_is_none() {
 }
 
 #[test]
+fn what_protects_a_feature_is_read_back() {
+    let mut header = example().header;
+    for protection in [Protection::Keep, Protection::Redact, Protection::Hash, Protection::Bucket(2.5)] {
+        header.schema.features[0].protection = protection;
+        let mut bytes = Vec::new();
+        header.encode(&mut bytes);
+        assert_eq!(super::read(&bytes).unwrap().header, header);
+    }
+}
+
+#[test]
 fn redacted_cells_are_not_in_the_bytes() {
     let mut contents = example();
-    contents.header.schema.features[1].redacted = true;
+    contents.header.schema.features[1].protection = Protection::Redact;
     let (bytes, _) = encode(&contents);
     assert!(!bytes.windows(6).any(|window| window == b"Doctor"));
     let found = super::read(&bytes).unwrap();

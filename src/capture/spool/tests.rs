@@ -43,7 +43,7 @@ pub(super) mod faults {
 fn spool(folder: &TempDir, change: impl FnOnce(&mut Config)) -> Spool {
     let mut config = config(folder.path());
     change(&mut config);
-    Spool::open(&config, 1).unwrap()
+    Spool::open(&config, Some(Secret::of(&[7; 32])), 1).unwrap()
 }
 
 fn records(ids: std::ops::Range<usize>) -> impl Iterator<Item = Record> {
@@ -169,18 +169,31 @@ fn the_next_process_finds_closed_and_open_segments_the_oldest_first() {
 fn a_folder_in_use_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let _first = spool(&folder, |_| ());
-    let second = Spool::open(&config(folder.path()), 1);
+    let second = Spool::open(&config(folder.path()), None, 1);
     assert_eq!(second.unwrap_err().kind(), io::ErrorKind::ResourceBusy);
 }
 
-#[test]
-fn redacted_values_are_not_on_the_disk() {
+#[track_caller]
+fn check_protected(protect: Policy) {
     let folder = tempfile::tempdir().unwrap();
-    let mut spool = spool(&folder, |config| config.redact = vec!["Job".to_owned()]);
+    let mut spool = spool(&folder, |config| config.protect = protect);
     spool.append(records(0..3));
+    // The same segment goes on taking records of the version.
+    spool.append(records(3..6));
     spool.close_due(noon(), true);
+    assert_eq!(rows(&spool), [Some(6)]);
     let bytes = read(&spool.closed()[0]).unwrap();
     assert!(!bytes.windows(6).any(|window| window == b"Doctor"));
+    assert!(!bytes.windows(8).any(|window| window == 40.5_f64.to_le_bytes()));
+}
+
+#[test]
+fn protected_values_are_not_on_the_disk() {
+    let both = || vec!["Job".to_owned(), "Age".to_owned()];
+    check_protected(Policy { redact: both(), ..Policy::default() });
+    check_protected(Policy { hash: both(), ..Policy::default() });
+    let bucket = [("Job".to_owned(), 10.0), ("Age".to_owned(), 10.0)].into();
+    check_protected(Policy { bucket, ..Policy::default() });
 }
 
 /// What a gateway does to its disk: batches, closing, deleting. Gives back what is accepted and not deleted, by id.

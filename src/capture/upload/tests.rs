@@ -51,11 +51,15 @@ fn keys_tell_the_model_the_version_the_hour_and_the_content() {
         classes: Vec::new(),
     };
     let header = Header { id: 1, hour: noon().as_second() / 3600 - 5, schema };
-    let key = |bytes| object_key(&header, bytes).unwrap();
+    let key = |bytes| object_key(&header, bytes, Format::Parquet).unwrap();
     // SHA-256 of "abc" begins with these digits.
     let expected = "model=credit-score/version=3/date=2025-12-01/hour=07/ba7816bf8f01cfea414140de5dae2223.parquet";
     assert_eq!(key(b"abc"), expected);
     assert_ne!(key(b"abd"), expected);
-    assert_eq!(object_key(&Header { hour: i64::MAX, ..header.clone() }, b"abc"), None);
-    assert_eq!(object_key(&Header { hour: i64::MAX / 3600, ..header }, b"abc"), None);
+    let csv = object_key(&header, b"abc", Format::Csv).unwrap();
+    assert_eq!(csv, expected.replace(".parquet", ".csv"));
+    let jsonl = object_key(&header, b"abc", Format::Jsonl).unwrap();
+    assert_eq!(jsonl, "credit-score/3/2025/12/01/07/ba7816bf8f01cfea414140de5dae2223.jsonl");
+    assert_eq!(object_key(&Header { hour: i64::MAX, ..header.clone() }, b"abc", Format::Parquet), None);
+    assert_eq!(object_key(&Header { hour: i64::MAX / 3600, ..header }, b"abc", Format::Parquet), None);
 }

@@ -16,6 +16,7 @@ fn samples() -> Vec<(&'static str, ApiError)> {
         resets_in: Duration::from_millis(1500),
     };
     let (rate, day) = (standing("rate", 100, 2), standing("day", 10_000, 86_400));
+    let concurrency = standing("concurrency", 64, 0);
     let retry_after = Duration::from_millis(1500);
     let field = |feature: &str, expected: &str, found: &str| FieldError {
         row: 0,
@@ -53,6 +54,12 @@ fn samples() -> Vec<(&'static str, ApiError)> {
         ("too deep", WireError::TooDeep { limit: 32 }.into()),
         ("input", InvalidInput { errors: errors.clone(), total: 2 }.into()),
         ("input, and more", InvalidInput { errors, total: 12 }.into()),
+        ("key disabled", AuthError::Disabled.into()),
+        ("key out of scope", AuthError::OutOfScope.into()),
+        ("guessing", AuthError::Throttled { retry_after }.into()),
+        ("name in use", ApiError::idempotency_in_progress()),
+        ("name of another", ApiError::idempotency_mismatch()),
+        ("busy", Refusal::Busy { standing: vec![concurrency, day], retry_after }.into()),
         ("throttled", Refusal::Throttled { standing: vec![rate, day], retry_after }.into()),
         ("exhausted", Refusal::Exhausted { standing: vec![day, rate], retry_after }.into()),
         ("too much at once", Refusal::TooLarge { standing: vec![day], retry_after }.into()),
@@ -68,8 +75,8 @@ fn samples() -> Vec<(&'static str, ApiError)> {
     ]
 }
 
-async fn render(name: &str, error: ApiError) -> String {
-    let mut response = error.into_response("0192f1c5-7d3a-7000-8000-000000000000", 7);
+async fn render(style: ErrorStyle, name: &str, error: ApiError) -> String {
+    let mut response = error.into_response(style, "0192f1c5-7d3a-7000-8000-000000000000", 7);
     let mut text = format!("## {name}\n{}\n", response.status());
     for (name, value) in response.headers() {
         writeln!(text, "{name}: {}", value.to_str().unwrap()).unwrap();
@@ -79,14 +86,23 @@ async fn render(name: &str, error: ApiError) -> String {
     text
 }
 
-#[tokio::test]
-async fn every_error_reads_as_it_always_has() {
+async fn check_rendered(style: ErrorStyle, expect: &str) {
     let mut rendered = Vec::new();
     for (name, error) in samples() {
-        rendered.push(render(name, error).await);
+        rendered.push(render(style, name, error).await);
     }
     let rendered = rendered.join("\n");
-    assert_eq!(rendered, include_str!("rendered.txt"), "now:\n{rendered}");
+    assert_eq!(rendered, expect, "now:\n{rendered}");
+}
+
+#[tokio::test]
+async fn every_error_reads_as_it_always_has() {
+    check_rendered(ErrorStyle::Problem, include_str!("rendered.txt")).await;
+}
+
+#[tokio::test]
+async fn clients_of_api_gateway_read_what_they_always_have() {
+    check_rendered(ErrorStyle::ApiGateway, include_str!("rendered_api_gateway.txt")).await;
 }
 
 #[test]

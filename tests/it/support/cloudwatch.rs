@@ -1,4 +1,5 @@
-//! A CloudWatch that speaks Smithy RPC v2 CBOR, knows `PutMetricData`, and refuses what AWS refuses.
+//! A CloudWatch that speaks Smithy RPC v2 CBOR, knows `PutMetricData`, `PutDashboard` and `PutMetricAlarm`, and refuses
+//! what AWS refuses.
 //!
 //! The limits are those of the API reference. What is accepted is recorded, datum by datum.
 
@@ -20,6 +21,8 @@ use ciborium::Value;
 use jiff::{SignedDuration, Timestamp};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+
+use super::panel::{self, Alarm};
 
 /// What the fake does with the next calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,6 +79,8 @@ struct Recorded {
     largest_bytes: usize,
     datums: Vec<Datum>,
     refusals: Vec<Refusal>,
+    dashboards: BTreeMap<String, String>,
+    alarms: BTreeMap<String, Alarm>,
 }
 
 impl CloudWatch {
@@ -85,6 +90,8 @@ impl CloudWatch {
         shared.with(|recorded| recorded.now = now);
         let router = Router::new()
             .route("/service/GraniteServiceVersion20100801/operation/PutMetricData", post(put_metric_data))
+            .route("/service/GraniteServiceVersion20100801/operation/PutDashboard", post(put_dashboard))
+            .route("/service/GraniteServiceVersion20100801/operation/PutMetricAlarm", post(put_metric_alarm))
             .layer(DefaultBodyLimit::disable())
             .with_state(Arc::clone(&shared));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -149,6 +156,16 @@ impl CloudWatch {
         self.shared.with(|recorded| recorded.refusals.clone())
     }
 
+    /// The bodies of all dashboards, by name.
+    pub(crate) fn dashboards(&self) -> BTreeMap<String, String> {
+        self.shared.with(|recorded| recorded.dashboards.clone())
+    }
+
+    /// Every alarm.
+    pub(crate) fn alarms(&self) -> Vec<Alarm> {
+        self.shared.with(|recorded| recorded.alarms.values().cloned().collect())
+    }
+
     /// Sample count and sum of each metric with its dimensions.
     pub(crate) fn totals(&self) -> BTreeMap<Key, (f64, f64)> {
         let mut totals = BTreeMap::new();
@@ -194,8 +211,68 @@ async fn put_metric_data(State(shared): State<Arc<Shared>>, headers: HeaderMap, 
     }
 }
 
+async fn put_dashboard(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> Response {
+    let taken = read_signed(&headers, &body).and_then(|call| {
+        let (name, body) = (text(&call, "DashboardName")?, text(&call, "DashboardBody")?);
+        panel::check_body(&body).map_err(|wrong| ("DashboardInvalidInputError", wrong))?;
+        shared.with(|recorded| recorded.dashboards.insert(name, body));
+        Ok(())
+    });
+    answered(taken)
+}
+
+async fn put_metric_alarm(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> Response {
+    let taken = read_signed(&headers, &body).and_then(|call| {
+        let alarm = read_alarm(&call)?;
+        panel::check_alarm(&alarm).map_err(invalid)?;
+        shared.with(|recorded| recorded.alarms.insert(alarm.name.clone(), alarm));
+        Ok(())
+    });
+    answered(taken)
+}
+
+fn read_signed(headers: &HeaderMap, body: &[u8]) -> Result<Value, Refusal> {
+    check_headers(headers)?;
+    let plain = inflate(headers, body)?;
+    ciborium::from_reader(&*plain).map_err(|error| invalid(format!("CBOR: {error}")))
+}
+
+fn read_alarm(call: &Value) -> Result<Alarm, Refusal> {
+    let whole = |name: &str| -> Result<i64, Refusal> {
+        let number = required(call, name)?.as_integer().and_then(|number| i64::try_from(number).ok());
+        number.ok_or_else(|| invalid(format!("{name} is no whole number")))
+    };
+    if member(call, "Statistic").is_some() == member(call, "ExtendedStatistic").is_some() {
+        return Err(("InvalidParameterCombination", "one of Statistic and ExtendedStatistic".into()));
+    }
+    number(required(call, "Threshold")?)?;
+    Ok(Alarm {
+        name: text(call, "AlarmName")?,
+        namespace: text(call, "Namespace")?,
+        metric: text(call, "MetricName")?,
+        dimensions: read_dimensions(call)?,
+        statistic: text(call, "Statistic").or_else(|_| text(call, "ExtendedStatistic"))?,
+        period: whole("Period")?,
+        periods: whole("EvaluationPeriods")?,
+        missing: text(call, "TreatMissingData")?,
+        operator: text(call, "ComparisonOperator")?,
+        actions: list(call, "AlarmActions").map_or(0, <[Value]>::len),
+    })
+}
+
+fn answered(taken: Result<(), Refusal>) -> Response {
+    match taken {
+        Ok(()) => answer(StatusCode::OK, None, &Value::Map(Vec::new())),
+        Err((code, message)) => error(StatusCode::BAD_REQUEST, code, &message),
+    }
+}
+
 fn error(status: StatusCode, code: &str, message: &str) -> Response {
-    let exception = if code == "InternalServiceFault" { code.to_owned() } else { format!("{code}Exception") };
+    let exception = if ["InternalServiceFault", "DashboardInvalidInputError"].contains(&code) {
+        code.to_owned()
+    } else {
+        format!("{code}Exception")
+    };
     let member = |name: &str, text: String| (Value::Text(name.into()), Value::Text(text));
     let body = Value::Map(vec![
         member("__type", format!("com.amazonaws.cloudwatch#{exception}")),

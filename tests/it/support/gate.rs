@@ -10,10 +10,12 @@ use std::time::Duration;
 use modelgate::auth::{self, Access, ApiKeys, PlanName};
 use modelgate::capture::Capture;
 use modelgate::clock::Clock;
+use modelgate::drift::{self, Drift};
 use modelgate::metrics::{self, Metrics};
 use modelgate::model::{Models, Publisher, published};
-use modelgate::quota::{self, Limit, Period, Place, Plan, Quota, Throttle, Unit};
-use modelgate::server::{self, Config, Readiness, Router, State, Traffic, admin_router, data_router};
+use modelgate::quota::{self, Limit, Location, Period, Plan, Quota, Throttle};
+pub(crate) use modelgate::server::Config;
+use modelgate::server::{self, ErrorStyle, Readiness, Router, State, Traffic, admin_router, data_router};
 use modelgate::task::Tasks;
 use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -45,6 +47,7 @@ pub(crate) fn config() -> Config {
     Config {
         listen: ([127, 0, 0, 1], 0).into(),
         admin_listen: ([127, 0, 0, 1], 0).into(),
+        error_style: ErrorStyle::Problem,
         max_body: 2 * 1024 * 1024,
         deadline: Duration::from_secs(10),
         max_rows: 1000,
@@ -146,15 +149,15 @@ fn keys(folder: &Path) -> (ApiKeys, [String; 2]) {
 const PLANS: [&str; 2] = ["open", "small"];
 
 fn quota(folder: &Path) -> Quota {
-    let open = Plan { throttle: None, quota: None, unit: Unit::Rows };
+    let open = Plan::default();
     let small = Plan {
         // So slow that no test sees a token come back.
         throttle: Some(Throttle { rate: 0.001, burst: 2 }),
         quota: Some(Limit { amount: NonZeroU64::new(3).unwrap(), period: Period::Day }),
-        unit: Unit::Rows,
+        ..Plan::default()
     };
     let plans = PLANS.map(PlanName::from).into_iter().zip([open, small]).collect();
-    Quota::open(quota::Config { store: Place::File(folder.join("gate.db")), plans }).unwrap()
+    Quota::open(quota::Config { store: Location::File(folder.join("gate.db")), plans }).unwrap()
 }
 
 fn state(folder: &Path, keys: ApiKeys, models: Models) -> State {
@@ -164,6 +167,13 @@ fn state(folder: &Path, keys: ApiKeys, models: Models) -> State {
         quota: Arc::new(quota(folder)),
         models,
         metrics: Metrics::new(metrics::Config { max_series: thousand, max_categories: thousand }),
+        drift: Drift::new(drift::Config {
+            window: Duration::from_hours(1),
+            threshold: 0.1,
+            min_rows: 200,
+            baseline_rows: 1000,
+            by_key: false,
+        }),
         capture: Capture::off(),
         readiness: Readiness::default(),
         clock: Clock::system(),

@@ -65,8 +65,13 @@ impl S3 {
         client(self.address, secret)
     }
 
-    /// Every object of the bucket: its key and its bytes, by key.
+    /// Every object of samples: its key and its bytes, by key.
     pub(crate) fn objects(&self) -> Vec<(String, Vec<u8>)> {
+        samples(&self.folder.path().join(BUCKET))
+    }
+
+    /// Every object of the bucket, the manifests too.
+    pub(crate) fn everything(&self) -> Vec<(String, Vec<u8>)> {
         files(&self.folder.path().join(BUCKET))
     }
 
@@ -103,6 +108,13 @@ pub(crate) fn client(address: SocketAddr, secret: &str) -> Client {
         .retry_config(RetryConfig::disabled())
         .build();
     Client::from_conf(config)
+}
+
+/// Every file of samples below `folder`: its path from there and its bytes, by path.
+pub(crate) fn samples(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut found = files(folder);
+    found.retain(|(name, _)| !name.split('/').any(|part| part == "_manifest"));
+    found
 }
 
 /// Every file below `folder`: its path from there and its bytes, by path.

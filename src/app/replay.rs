@@ -1,0 +1,322 @@
+//! `modelgate replay`: asks a stored request again of the version that answered it, and compares.
+//!
+//! The version comes from the model cache by its digest, so that it is the very bytes that answered. How features are
+//! written and outputs read comes from the configuration; the tags of a version are in the cache only for the one that
+//! was served last.
+
+use std::fmt;
+
+use anyhow::Context;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, ToSpan};
+use tokio::time::Instant;
+
+use super::{Aws, load_runtime, open_sink};
+use crate::capture::segment::Row;
+use crate::capture::sink;
+use crate::capture::stored::{Search, Stored};
+use crate::config::{self, Config};
+use crate::manager::{self, ModelConfig};
+use crate::model::features::{Inputs, Raw};
+use crate::model::{Cell, Features, Model, ModelName, Outputs, Prediction, Value};
+use crate::registry::cache::Cache;
+use crate::registry::{Found, Select};
+
+/// Numbers that differ by more than this, relative to the larger or to one, are different answers. Models compute with 32
+/// bits, and another processor may round the last of their seven digits another way.
+const TOLERANCE: f64 = 1e-4;
+
+/// How long the model may take.
+const PATIENCE: std::time::Duration = std::time::Duration::from_mins(1);
+
+/// What to replay.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The id the caller was given.
+    pub request_id: String,
+    /// Where samples are: `s3://bucket/prefix`, or a directory with or without `file:` before it. Unset: where the
+    /// configuration says.
+    pub samples: Option<String>,
+    /// Only samples of this model.
+    pub model: Option<String>,
+    /// Only samples of this day. Unset: the day in the id, if the gateway made it, else all.
+    pub date: Option<Date>,
+}
+
+/// How an answer compares with the stored one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Verdict {
+    /// Every bit of every number.
+    Identical,
+    /// The same class, and no number differs by more than this.
+    Within(f64),
+    /// Another class, or another number.
+    Different,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Identical => f.write_str("identical"),
+            Self::Within(bound) => write!(f, "within {bound:e}"),
+            Self::Different => f.write_str("different"),
+        }
+    }
+}
+
+/// A stored request, and its answers then and now.
+#[derive(Debug)]
+pub struct Report {
+    stored: Stored,
+    again: Outputs,
+    verdicts: Vec<Verdict>,
+    has_tags: bool,
+}
+
+/// Replays a request.
+///
+/// # Errors
+/// When it cannot be found, its version is not in the cache, or what was stored is not all that was asked.
+pub fn replay(config: Config, request: Request) -> anyhow::Result<Report> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    runtime.block_on(replay_stored(config, request))
+}
+
+async fn replay_stored(config: Config, request: Request) -> anyhow::Result<Report> {
+    let sink = open_sink(&place(request.samples.as_deref(), &config)?, &Aws::default()).await;
+    let model = request.model.map(|name| name.parse()).transpose()?;
+    let dates = request.date.map_or_else(|| dates_of(&request.request_id), |date| vec![date]);
+    let search = Search { request_id: request.request_id, model, dates };
+    let stored = search.run(&sink).await?;
+    anyhow::ensure!(
+        stored.protected.is_empty(),
+        "the sample does not hold all that was asked: {} was left out, hashed or rounded",
+        stored.protected.join(", ")
+    );
+    let (model, has_tags) = reopen(&config, &stored).await?;
+    let inputs = inputs(&stored, model.features())?;
+    let again = model.predict(&inputs, Instant::now() + PATIENCE).await?;
+    Ok(Report::new(stored, again, has_tags))
+}
+
+/// Where the samples are.
+fn place(written: Option<&str>, config: &Config) -> anyhow::Result<sink::Config> {
+    let Some(text) = written else {
+        let configured = config.capture.as_ref().map(|capture| capture.sink.clone());
+        return configured.context("say where the samples are: --samples, or [capture] in the configuration");
+    };
+    let directory = || (!text.contains("://")).then(|| sink::Config::Directory(text.into()));
+    config::sink(text)
+        .or_else(directory)
+        .with_context(|| format!("`{text}` is neither s3://bucket/prefix nor a directory"))
+}
+
+/// The day a UUID of version 7 was made on, and the next, on which the answer may have been.
+fn dates_of(request_id: &str) -> Vec<Date> {
+    let made = uuid::Uuid::parse_str(request_id).ok().and_then(|id| id.get_timestamp());
+    let made = made.and_then(|time| Timestamp::from_second(time.to_unix().0.try_into().ok()?).ok());
+    let Some(date) = made.map(|time| time.to_zoned(TimeZone::UTC).date()) else { return Vec::new() };
+    [Some(date), date.checked_add(1.day()).ok()].into_iter().flatten().collect()
+}
+
+/// The version that answered, and whether its tags are known.
+async fn reopen(config: &Config, stored: &Stored) -> anyhow::Result<(Model, bool)> {
+    let cache = Cache::beside(config.data_dir.join("cache"));
+    let (name, version, digest) = (&stored.model, stored.version, &stored.digest);
+    let last_good = cache.last_good(name).filter(|(_, fetched)| fetched.digest == *digest);
+    let has_tags = last_good.is_some();
+    let fetched = last_good.as_ref().map(|(_, fetched)| fetched.clone()).or_else(|| cache.get(digest));
+    let fetched = fetched.with_context(|| {
+        format!("version {version} of `{name}` ({digest}) is not in the model cache of `{}`", config.data_dir.display())
+    })?;
+    let found = last_good.map_or_else(|| unknown(stored), |(found, _)| found);
+    let found = Found { version, ..found };
+    let settings = config.manager.models.iter().find(|model| model.name == *name).cloned();
+    let settings = settings.unwrap_or_else(|| bare(name));
+    let runtime = load_runtime(config.onnxruntime.clone()).await?;
+    let model = manager::reopen(runtime, settings, found, fetched).await;
+    Ok((model.with_context(|| format!("version {version} of `{name}` does not load"))?, has_tags))
+}
+
+/// A model that the configuration does not name.
+fn bare(name: &ModelName) -> ModelConfig {
+    ModelConfig {
+        name: name.clone(),
+        registered_model: name.to_string(),
+        select: Select::Latest,
+        features: crate::model::features::Settings::default(),
+        decision: crate::model::Decision::default(),
+    }
+}
+
+/// A version of which only the files are known.
+fn unknown(stored: &Stored) -> Found {
+    Found {
+        registered_model: stored.model.to_string(),
+        version: stored.version,
+        alias: None,
+        source: String::new(),
+        created: 0,
+        tags: std::collections::BTreeMap::new(),
+    }
+}
+
+/// The stored rows as the model takes them.
+fn inputs(stored: &Stored, features: &Features) -> anyhow::Result<Inputs> {
+    let list = features.list();
+    let fits = |(name, feature): (&String, &crate::model::features::Feature)| name.starts_with(&*feature.name);
+    anyhow::ensure!(
+        list.len() == stored.features.len() && stored.features.iter().zip(list).all(fits),
+        "the configuration of `{}` has other features than when the request was answered: {}",
+        stored.model,
+        stored.features.join(", ")
+    );
+    let mut rows = features.rows();
+    for row in &stored.rows {
+        rows.begin();
+        for (cell, feature) in row.cells.iter().zip(list) {
+            rows.set(&feature.field, raw(cell));
+        }
+        rows.end();
+    }
+    let unfit = "the configuration of the model does not take what it took when the request was answered";
+    rows.finish().context(unfit)
+}
+
+fn raw(cell: &Cell) -> Raw<'_> {
+    match cell {
+        Cell::Missing => Raw::Null,
+        Cell::Boolean(value) => Raw::Boolean(*value),
+        Cell::Integer(value) => Raw::Integer(*value),
+        Cell::Float(value) => Raw::Float(*value),
+        Cell::Text(text) => Raw::Text(text),
+    }
+}
+
+impl Report {
+    fn new(stored: Stored, again: Outputs, has_tags: bool) -> Self {
+        let now = again.predictions().iter().enumerate();
+        let now = now.map(|(row, prediction)| (prediction, again.probabilities(row)));
+        let verdicts = stored.rows.iter().zip(now).map(|(then, (now, shares))| compare(then, now, shares)).collect();
+        Self { stored, again, verdicts, has_tags }
+    }
+
+    /// That of the row that differs most.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        let worse = |one: Verdict, other: Verdict| if rank(other) > rank(one) { other } else { one };
+        self.verdicts.iter().copied().fold(Verdict::Identical, worse)
+    }
+}
+
+/// Zero for identical, and the larger the more different.
+fn rank(verdict: Verdict) -> f64 {
+    match verdict {
+        Verdict::Identical => 0.0,
+        Verdict::Within(bound) => bound,
+        Verdict::Different => f64::INFINITY,
+    }
+}
+
+/// Labels are not compared: they are names, and may be given anew.
+fn compare(then: &Row, now: &Prediction, shares: &[f32]) -> Verdict {
+    let numbers = match (&then.prediction.value, &now.value) {
+        (Value::Number(then), Value::Number(now)) => Some((*then, *now)),
+        (then, now) if then == now => None,
+        _ => return Verdict::Different,
+    };
+    if then.probabilities.len() != shares.len() || then.prediction.score.is_some() != now.score.is_some() {
+        return Verdict::Different;
+    }
+    let scores = then.prediction.score.zip(now.score);
+    let probabilities = then.probabilities.iter().zip(shares).map(|(then, now)| (f64::from(*then), f64::from(*now)));
+    let pairs = numbers.into_iter().chain(scores).chain(probabilities);
+    // `max` of the standard library passes over what is no number.
+    let worse = |one: f64, other: f64| if one >= other { one } else { other };
+    let furthest = pairs.map(|(then, now)| distance(then, now)).fold(0.0, worse);
+    if furthest == 0.0 { Verdict::Identical } else { within(furthest) }
+}
+
+fn distance(then: f64, now: f64) -> f64 {
+    (then - now).abs() / then.abs().max(now.abs()).max(1.0)
+}
+
+/// The smallest power of ten that holds `furthest`.
+fn within(furthest: f64) -> Verdict {
+    let bound = 10_f64.powi((-15..0).find(|power| furthest <= 10_f64.powi(*power)).unwrap_or(0));
+    if bound <= TOLERANCE { Verdict::Within(bound) } else { Verdict::Different }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Stored { key, model, version, digest, classes, rows, .. } = &self.stored;
+        writeln!(f, "{model} version {version} ({digest})\nfrom {key}")?;
+        for (index, ((then, now), verdict)) in rows.iter().zip(self.again.predictions()).zip(&self.verdicts).enumerate()
+        {
+            writeln!(f, "row {index}: {verdict}")?;
+            writeln!(f, "  stored    {}", Answer(&then.prediction, &then.probabilities, classes))?;
+            writeln!(f, "  replayed  {}", Answer(now, self.again.probabilities(index), classes))?;
+        }
+        if !self.has_tags {
+            writeln!(f, "The version's tags are not in the cache; labels and thresholds are the configuration's.")?;
+        }
+        writeln!(f, "{}", self.verdict())
+    }
+}
+
+/// A prediction, its probabilities, and the names of the classes, in one line.
+struct Answer<'a>(&'a Prediction, &'a [f32], &'a [String]);
+
+impl fmt::Display for Answer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0.value {
+            Value::Integer(value) => write!(f, "prediction {value}")?,
+            Value::Number(value) => write!(f, "prediction {value}")?,
+            Value::Text(value) => write!(f, "prediction {value}")?,
+        }
+        if let Some(label) = &self.0.label {
+            write!(f, ", label {label}")?;
+        }
+        if let Some(score) = self.0.score {
+            write!(f, ", score {score}")?;
+        }
+        self.2.iter().zip(self.1).try_for_each(|(class, share)| write!(f, ", {class} {share}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prediction(value: Value, score: Option<f64>) -> Prediction {
+        Prediction { value, label: None, score }
+    }
+
+    #[track_caller]
+    fn check(then: Prediction, shares: &[f32], now: &Prediction, shares_now: &[f32], expected: &str) {
+        let then = Row { cells: Vec::new(), prediction: then, probabilities: shares.to_vec() };
+        assert_eq!(compare(&then, now, shares_now).to_string(), expected);
+    }
+
+    #[test]
+    fn answers_are_identical_close_or_different() {
+        let class = |class, score| prediction(Value::Integer(class), Some(score));
+        check(class(1, 0.75), &[0.25, 0.75], &class(1, 0.75), &[0.25, 0.75], "identical");
+        check(class(1, 0.75), &[0.25, 0.75], &class(1, 0.750_000_06), &[0.25, 0.75], "within 1e-7");
+        check(class(1, 0.75), &[0.25, 0.75], &class(1, 0.75), &[0.26, 0.74], "different");
+        check(class(1, 0.5), &[0.5, 0.5], &class(0, 0.5), &[0.5, 0.5], "different");
+        check(class(1, 0.5), &[0.5, 0.5], &class(1, 0.5), &[], "different");
+        let number = |value| prediction(Value::Number(value), None);
+        check(number(1e9), &[], &number(1e9 + 1.0), &[], "within 1e-9");
+        check(number(1.0), &[], &number(1.1), &[], "different");
+        check(number(0.0), &[], &number(f64::NAN), &[], "different");
+    }
+
+    #[test]
+    fn an_id_of_ours_tells_its_day() {
+        let days = ["2025-12-01".parse().unwrap(), "2025-12-02".parse().unwrap()];
+        assert_eq!(dates_of("019ad9c8-b200-7000-8000-000000000000"), days);
+        assert_eq!(dates_of("order-77"), []);
+    }
+}

@@ -1,0 +1,207 @@
+//! What becomes of a key: made, replaced, disabled, narrowed, ended. Gateways on the store notice at their next
+//! [`refresh_once`](ApiKeys::refresh_once), this process at once.
+
+use jiff::{SignedDuration, Timestamp};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{ApiKeys, KeyId, KeyRecord, NAME_MAX_CHARS, Random, Scopes, Store, StoreError, key, store};
+
+/// What a key is made of.
+#[derive(Clone, Debug)]
+pub struct NewKey {
+    /// Whose it is, for people.
+    pub name: String,
+    /// The usage plan.
+    pub plan: String,
+    /// When it stops working, if it does.
+    pub expires: Option<Timestamp>,
+    /// What it may do, of what the plan allows.
+    pub scopes: Scopes,
+}
+
+impl ApiKeys {
+    /// Makes a key for all that its plan allows: [`issue`](Self::issue) without scopes.
+    ///
+    /// # Errors
+    /// When the name or the plan will not do, or the store cannot be written.
+    pub fn create(
+        &self,
+        name: &str,
+        plan: &str,
+        expires: Option<Timestamp>,
+        now: Timestamp,
+        random: Random<'_>,
+    ) -> Result<(KeyRecord, SecretString), StoreError> {
+        let new = NewKey { name: name.to_owned(), plan: plan.to_owned(), expires, scopes: Scopes::All };
+        self.issue(new, now, random)
+    }
+
+    /// Makes a key; the secret is returned once and stored nowhere. Times are kept to the millisecond.
+    ///
+    /// # Errors
+    /// When the name or the plan will not do, or the store cannot be written.
+    pub fn issue(
+        &self,
+        new: NewKey,
+        now: Timestamp,
+        random: Random<'_>,
+    ) -> Result<(KeyRecord, SecretString), StoreError> {
+        check_name(&new.name)?;
+        self.check_plan(&new.plan)?;
+        let (record, secret) = generate(new, now, random)?;
+        let mut store = self.store.lock();
+        let tx = store::write(&mut store.db)?;
+        store::insert(&tx, &record, &self.pepper.digest(secret.expose_secret()))?;
+        tx.commit()?;
+        self.reload(&mut store)?;
+        Ok((record, secret))
+    }
+
+    /// Makes a key in the place of the one with this id: same name, plan, scopes and length of life. The old one works on
+    /// for `overlap`, or until its own end if that comes first. Both are counted under one account.
+    ///
+    /// # Errors
+    /// When there is no such key, it has ended or was replaced before, or the store cannot be written.
+    pub fn rotate(
+        &self,
+        id: &str,
+        overlap: SignedDuration,
+        now: Timestamp,
+        random: Random<'_>,
+    ) -> Result<(KeyRecord, KeyRecord, SecretString), StoreError> {
+        let mut store = self.store.lock();
+        let tx = store::write(&mut store.db)?;
+        let mut old = find(&tx, id)?;
+        check_rotatable(&old, now)?;
+        let lifetime = old.expires.map(|end| end.duration_since(old.created));
+        let expires = lifetime.map(|lifetime| now.saturating_add(lifetime)).transpose();
+        let new = NewKey {
+            name: old.name.clone(),
+            plan: old.plan.clone(),
+            expires: expires.unwrap_or(Some(Timestamp::MAX)),
+            scopes: old.scopes.clone(),
+        };
+        let (mut new, secret) = generate(new, now, random)?;
+        new.account = old.account.clone();
+        let end = to_millisecond(now.saturating_add(overlap).unwrap_or(Timestamp::MAX));
+        old.expires = Some(old.expires.map_or(end, |before| before.min(end)));
+        old.replaced_by = Some(new.id.clone());
+        store::insert(&tx, &new, &self.pepper.digest(secret.expose_secret()))?;
+        store::update(&tx, &old)?;
+        tx.commit()?;
+        self.reload(&mut store)?;
+        Ok((old, new, secret))
+    }
+
+    /// Ends a key, given by its id. A key that was revoked before keeps its date.
+    ///
+    /// # Errors
+    /// When there is no such key, or the store cannot be written.
+    pub fn revoke(&self, id: &str, now: Timestamp) -> Result<KeyRecord, StoreError> {
+        self.change(id, |key| {
+            key.revoked.get_or_insert(to_millisecond(now));
+            Ok(())
+        })
+    }
+
+    /// Switches a key off until it is [enabled](Self::enable). One that was off before keeps its date.
+    ///
+    /// # Errors
+    /// When there is no such key, or the store cannot be written.
+    pub fn disable(&self, id: &str, now: Timestamp) -> Result<KeyRecord, StoreError> {
+        self.change(id, |key| {
+            key.disabled.get_or_insert(to_millisecond(now));
+            Ok(())
+        })
+    }
+
+    /// Switches a disabled key on again.
+    ///
+    /// # Errors
+    /// When there is no such key, it was revoked, or the store cannot be written.
+    pub fn enable(&self, id: &str) -> Result<KeyRecord, StoreError> {
+        self.change(id, |key| {
+            key.disabled = None;
+            if key.revoked.is_some() { Err(StoreError::Ended(key.id.clone())) } else { Ok(()) }
+        })
+    }
+
+    /// Says anew what a key may do.
+    ///
+    /// # Errors
+    /// When there is no such key, or the store cannot be written.
+    pub fn set_scopes(&self, id: &str, scopes: Scopes) -> Result<KeyRecord, StoreError> {
+        self.change(id, |key| {
+            key.scopes = scopes;
+            Ok(())
+        })
+    }
+
+    fn change(
+        &self,
+        id: &str,
+        change: impl FnOnce(&mut KeyRecord) -> Result<(), StoreError>,
+    ) -> Result<KeyRecord, StoreError> {
+        let mut store = self.store.lock();
+        let Store { db, .. } = &mut *store;
+        let tx = store::write(db)?;
+        let mut record = find(&tx, id)?;
+        change(&mut record)?;
+        store::update(&tx, &record)?;
+        tx.commit()?;
+        self.reload(&mut store)?;
+        Ok(record)
+    }
+
+    pub(super) fn check_plan(&self, plan: &str) -> Result<(), StoreError> {
+        if self.plans.contains_key(plan) {
+            return Ok(());
+        }
+        Err(StoreError::UnknownPlan { plan: plan.to_owned(), known: self.plans.keys().cloned().collect() })
+    }
+}
+
+/// The key with this id. Who gives a whole key means its id; the error must not show the secret.
+fn find(tx: &rusqlite::Transaction<'_>, id: &str) -> Result<KeyRecord, StoreError> {
+    let known = key::parse(id).or_else(|| key::parse_id(id));
+    let found = known.map(|id| store::key(tx, key::id_text(&id))).transpose()?.flatten();
+    let shown = || key::parse_id(id).map_or("…", |_| id).to_owned();
+    found.map(|key| key.record).ok_or_else(|| StoreError::NoSuchKey(shown()))
+}
+
+fn check_rotatable(key: &KeyRecord, now: Timestamp) -> Result<(), StoreError> {
+    if let Some(by) = &key.replaced_by {
+        return Err(StoreError::Replaced { id: KeyId::clone(&key.id), by: KeyId::clone(by) });
+    }
+    let has_ended = key.revoked.is_some() || key.expires.is_some_and(|end| end <= now);
+    if has_ended { Err(StoreError::Ended(KeyId::clone(&key.id))) } else { Ok(()) }
+}
+
+fn generate(new: NewKey, now: Timestamp, random: Random<'_>) -> Result<(KeyRecord, SecretString), StoreError> {
+    let (id, secret) = key::generate(random)?;
+    let id = KeyId::from(key::id_text(&id));
+    let record = KeyRecord {
+        account: id.clone(),
+        id,
+        name: new.name,
+        plan: new.plan,
+        created: to_millisecond(now),
+        expires: new.expires.map(to_millisecond),
+        revoked: None,
+        replaced_by: None,
+        disabled: None,
+        scopes: new.scopes,
+        imported: false,
+    };
+    Ok((record, secret))
+}
+
+pub(super) fn check_name(name: &str) -> Result<(), StoreError> {
+    let fits = (1..=NAME_MAX_CHARS).contains(&name.chars().count());
+    if fits && !name.chars().any(char::is_control) { Ok(()) } else { Err(StoreError::BadName) }
+}
+
+/// What the store keeps of a time.
+pub(super) fn to_millisecond(time: Timestamp) -> Timestamp {
+    Timestamp::from_millisecond(time.as_millisecond()).expect("a millisecond of a timestamp is a timestamp")
+}

@@ -1,0 +1,186 @@
+//! SageMaker Model Monitor's `statistics.json` as a baseline: its ten buckets are bins.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::axis::{BINS_MAX, CATEGORY_MAX_BYTES};
+use super::baseline::{Baseline, Subject};
+
+#[derive(Deserialize)]
+struct File {
+    dataset: Option<Dataset>,
+    features: Vec<Feature>,
+}
+
+#[derive(Deserialize)]
+struct Dataset {
+    item_count: f64,
+}
+
+#[derive(Deserialize)]
+struct Feature {
+    name: String,
+    numerical_statistics: Option<Numerical>,
+    string_statistics: Option<Strings>,
+}
+
+#[derive(Deserialize)]
+struct Common {
+    num_present: f64,
+    #[serde(default)]
+    num_missing: f64,
+}
+
+#[derive(Deserialize)]
+struct Numerical {
+    common: Common,
+    distribution: Option<Distribution>,
+}
+
+#[derive(Deserialize)]
+struct Distribution {
+    kll: Option<Buckets<Bucket>>,
+}
+
+#[derive(Deserialize)]
+struct Buckets<T> {
+    buckets: Vec<T>,
+}
+
+#[derive(Deserialize)]
+struct Bucket {
+    lower_bound: f64,
+    upper_bound: f64,
+    count: f64,
+}
+
+#[derive(Deserialize)]
+struct Strings {
+    common: Common,
+    distribution: Option<StringDistribution>,
+}
+
+#[derive(Deserialize)]
+struct StringDistribution {
+    categorical: Option<Buckets<Category>>,
+}
+
+#[derive(Deserialize)]
+struct Category {
+    value: String,
+    count: f64,
+}
+
+/// Reads it. A feature without buckets is left out: it is compared with the first live rows.
+pub(super) fn parse(text: &str) -> Result<Baseline, String> {
+    let file: File = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let features: Vec<Subject> =
+        file.features.into_iter().filter_map(|feature| subject(feature).transpose()).collect::<Result<_, _>>()?;
+    let largest = features.iter().map(Subject::rows).max().unwrap_or(0);
+    let rows = file.dataset.map_or(Ok(largest), |dataset| whole(dataset.item_count))?;
+    Ok(Baseline { rows, features, prediction: None, score: None })
+}
+
+fn subject(feature: Feature) -> Result<Option<Subject>, String> {
+    let name: Arc<str> = feature.name.into();
+    if let Some(Numerical { common, distribution: Some(Distribution { kll: Some(kll) }) }) =
+        feature.numerical_statistics
+    {
+        return bins(&name, &common, &kll.buckets).map(Some);
+    }
+    match feature.string_statistics {
+        Some(Strings { common, distribution: Some(StringDistribution { categorical: Some(found) }) }) => {
+            categories(&name, &common, found.buckets).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+fn bins(name: &Arc<str>, common: &Common, buckets: &[Bucket]) -> Result<Subject, String> {
+    let wrong = || format!("the buckets of `{name}` do not follow each other");
+    let joined = buckets.windows(2).all(|pair| pair[0].upper_bound.total_cmp(&pair[1].lower_bound).is_eq());
+    let (Some(first), true) = (buckets.first(), joined) else { return Err(wrong()) };
+    let (missing, mut edges, mut counts) = (whole(common.num_missing)?, vec![first.lower_bound], Vec::new());
+    for bucket in buckets {
+        // A feature of one value has ten buckets of no width.
+        if edges.len() > 1 && edges.last() == Some(&bucket.upper_bound) {
+            *counts.last_mut().ok_or_else(wrong)? += whole(bucket.count)?;
+        } else {
+            edges.push(bucket.upper_bound);
+            counts.push(whole(bucket.count)?);
+        }
+    }
+    Subject::of_bins(Arc::clone(name), edges, counts, missing).ok_or_else(wrong)
+}
+
+fn categories(name: &Arc<str>, common: &Common, mut found: Vec<Category>) -> Result<Subject, String> {
+    found.retain(|category| category.value.len() <= CATEGORY_MAX_BYTES);
+    found.sort_by(|a, b| b.count.total_cmp(&a.count));
+    found.truncate(BINS_MAX);
+    let known: Vec<(Arc<str>, u64)> = found
+        .into_iter()
+        .map(|category| Ok((category.value.into(), whole(category.count)?)))
+        .collect::<Result<_, String>>()?;
+    let present = whole(common.num_present)?;
+    let others = present.saturating_sub(known.iter().map(|(_, count)| count).sum());
+    let subject = Subject::of_categories(Arc::clone(name), known, others, whole(common.num_missing)?);
+    subject.ok_or_else(|| format!("the categories of `{name}` are not distinct"))
+}
+
+/// A count, which Model Monitor writes as a float.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked on the line before")]
+fn whole(count: f64) -> Result<u64, String> {
+    let legal = (0.0..=1e15).contains(&count);
+    if legal { Ok(count.round() as u64) } else { Err(format!("{count} is no count")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numerical(buckets: &str) -> String {
+        format!(
+            r#"{{"version":0.0,"dataset":{{"item_count":10}},"features":[{{"name":"Age","inferred_type":"Fractional",
+            "numerical_statistics":{{"common":{{"num_present":9,"num_missing":1}},"mean":1.0,
+            "distribution":{{"kll":{{"buckets":[{buckets}],"sketch":{{"parameters":{{"c":0.64,"k":2048}},"data":[[1.0]]}}}}}}}}}}]}}"#
+        )
+    }
+
+    #[test]
+    fn buckets_are_bins() {
+        let text = numerical(
+            r#"{"lower_bound":0,"upper_bound":5,"count":4.0},{"lower_bound":5,"upper_bound":9.5,"count":5.0}"#,
+        );
+        let baseline = parse(&text).unwrap();
+        assert_eq!((baseline.rows, &baseline.features[0].counts[..]), (10, &[1, 0, 4, 5, 0][..]));
+    }
+
+    #[test]
+    fn one_value_is_one_bin() {
+        let bucket = r#"{"lower_bound":3,"upper_bound":3,"count":1}"#;
+        assert_eq!(parse(&numerical(&[bucket; 10].join(","))).unwrap().features[0].counts, [1, 0, 10, 0]);
+    }
+
+    #[test]
+    fn strings_are_categories_and_the_rest_is_other() {
+        let text = r#"{"features":[{"name":"Job","inferred_type":"String","string_statistics":{"common":{"num_present":10,
+            "num_missing":2},"distinct_count":3.0,"distribution":{"categorical":{"buckets":[{"value":"a","count":3},
+            {"value":"b","count":5}]}}}},{"name":"Blob","inferred_type":"Unknown"}]}"#;
+        let baseline = parse(text).unwrap();
+        assert_eq!(baseline.features.len(), 1);
+        assert_eq!((baseline.rows, &baseline.features[0].counts[..]), (12, &[2, 5, 3, 2][..]));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for buckets in [
+            "",
+            r#"{"lower_bound":0,"upper_bound":5,"count":-4}"#,
+            r#"{"lower_bound":5,"upper_bound":0,"count":4}"#,
+            r#"{"lower_bound":0,"upper_bound":5,"count":4},{"lower_bound":6,"upper_bound":9,"count":4}"#,
+        ] {
+            assert!(parse(&numerical(buckets)).is_err(), "{buckets}");
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! `modelgate keys …`: the key store of one data directory, from the command line.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Subcommand;
+use jiff::{SignedDuration, Span, SpanRelativeTo, Timestamp};
+use modelgate::auth::{self, ApiKeys, KeyRecord, NewKey, Scope, Scopes};
+use secrecy::ExposeSecret as _;
+
+use super::{Place, print};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Keys {
+    /// Make a key and show it, once
+    Create {
+        /// Whose key it is, for people
+        #[arg(long)]
+        name: String,
+        /// The usage plan; may be left out where there is only one
+        #[arg(long)]
+        plan: Option<String>,
+        /// How long it lives, such as 90d; for ever if left out
+        #[arg(long, value_name = "TIME", value_parser = lifetime)]
+        expires: Option<Span>,
+        /// What it may do: predict:MODEL, predict:* or usage:read; all that the plan allows if left out
+        #[arg(long = "scope", value_name = "SCOPE")]
+        scopes: Vec<Scope>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Show every key, without its secret
+    List {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Make a key in the place of another, which works on for a while
+    Rotate {
+        /// The old key's id, as `keys list` shows it
+        id: String,
+        /// How long the old key works on
+        #[arg(long, value_name = "TIME", default_value = "24h", value_parser = overlap)]
+        overlap: Span,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Switch a key off until it is enabled; gateways notice within a second
+    Disable {
+        /// The key's id, as `keys list` shows it
+        id: String,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Switch a disabled key on again
+    Enable {
+        /// The key's id, as `keys list` shows it
+        id: String,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Say anew what a key may do
+    Scope {
+        /// The key's id, as `keys list` shows it
+        id: String,
+        /// predict:MODEL, predict:* or usage:read; none at all is all that the plan allows
+        scopes: Vec<Scope>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// End a key; gateways notice within a second
+    Revoke {
+        /// The key's id, as `keys list` shows it
+        id: String,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Take over API Gateway's keys, which go on working as they are sent
+    Import {
+        /// API Gateway's CSV, as its own import takes it
+        file: PathBuf,
+        /// The plan of keys on no usage plan that stands for one of ours
+        #[arg(long)]
+        plan: Option<String>,
+        /// Our plan for one of API Gateway's; may be given more than once
+        #[arg(long = "usage-plan", value_name = "ID=PLAN", value_parser = pair)]
+        usage_plans: Vec<(String, String)>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Say whether a text is one of our keys by its form, asking no store
+    Check {
+        /// The text; `-` reads it from standard input, where no list of processes shows it
+        text: String,
+    },
+}
+
+/// The key store of one data directory.
+struct Store {
+    keys: ApiKeys,
+    plans: Vec<String>,
+}
+
+impl Place {
+    fn open(self) -> anyhow::Result<Store> {
+        let config = self.load()?;
+        let plans = config.auth.plans.keys().map(ToString::to_string).collect();
+        Ok(Store { keys: ApiKeys::open(config.auth, &mut getrandom::fill)?, plans })
+    }
+}
+
+impl Keys {
+    pub(super) fn run(self, now: Timestamp) -> anyhow::Result<()> {
+        match self {
+            Self::Create { name, plan, expires, scopes, place } => {
+                let store = place.open()?;
+                let plan = store.plan(plan)?;
+                let expires = expires.map(|lifetime| after(now, lifetime)).transpose()?;
+                store.create(NewKey { name, plan, expires, scopes: Scopes::of(scopes) }, now)
+            }
+            Self::List { place } => print(&table(&place.open()?.keys.list()?, now)),
+            Self::Rotate { id, overlap, place } => rotate(&place.open()?.keys, &id, overlap, now),
+            Self::Disable { id, place } => {
+                let key = place.open()?.keys.disable(&id, now)?;
+                print(&format!("disabled key {} ({}); `keys enable {0}` switches it on again\n", key.id, key.name))
+            }
+            Self::Enable { id, place } => {
+                let key = place.open()?.keys.enable(&id)?;
+                print(&format!("enabled key {} ({})\n", key.id, key.name))
+            }
+            Self::Scope { id, scopes, place } => {
+                let key = place.open()?.keys.set_scopes(&id, Scopes::of(scopes))?;
+                print(&format!("key {} ({}) may do: {}\n", key.id, key.name, scopes_text(&key.scopes)))
+            }
+            Self::Revoke { id, place } => {
+                let key = place.open()?.keys.revoke(&id, now)?;
+                print(&format!(
+                    "revoked key {} ({}); gateways on this data directory refuse it from now on\n",
+                    key.id, key.name
+                ))
+            }
+            Self::Import { file, plan, usage_plans, place } => {
+                let csv = fs::read(&file).with_context(|| format!("cannot read `{}`", file.display()))?;
+                let plans = auth::Plans { by_usage_plan: usage_plans.into_iter().collect(), otherwise: plan };
+                let imported = place.open()?.keys.import(&csv, &plans, now, &mut getrandom::fill)?;
+                print(&format!("{} keys imported, {} keys updated\n", imported.created, imported.updated))
+            }
+            Self::Check { text } => check(text),
+        }
+    }
+}
+
+impl Store {
+    /// The plan that was asked for, or the only one.
+    fn plan(&self, asked: Option<String>) -> anyhow::Result<String> {
+        match (asked, &self.plans[..]) {
+            (Some(plan), _) => Ok(plan),
+            (None, [only]) => Ok(only.clone()),
+            (None, plans) => anyhow::bail!("say which plan the key is on: --plan {}", plans.join(", --plan ")),
+        }
+    }
+
+    fn create(&self, new: NewKey, now: Timestamp) -> anyhow::Result<()> {
+        let (record, secret) = self.keys.issue(new, now, &mut getrandom::fill)?;
+        show(secret.expose_secret(), &format!("Key {} of {} on plan {}.", record.id, record.name, record.plan))
+    }
+}
+
+fn rotate(keys: &ApiKeys, id: &str, overlap: Span, now: Timestamp) -> anyhow::Result<()> {
+    let overlap = after(now, overlap)?.duration_since(now);
+    let (old, new, secret) = keys.rotate(id, overlap, now, &mut getrandom::fill)?;
+    let end = old.expires.map(|end| end.strftime("%Y-%m-%d %H:%M UTC").to_string()).unwrap_or_default();
+    let note = format!("Key {} of {} in the place of {}, which works until {end}.", new.id, new.name, old.id);
+    show(secret.expose_secret(), &note)
+}
+
+/// Prints a key. What is said of it goes beside it, not after it, so that `key=$(modelgate keys create …)` holds the key
+/// alone.
+fn show(secret: &str, note: &str) -> anyhow::Result<()> {
+    print(&format!("{secret}\n"))?;
+    let note = format!("{note} The key is not shown again: keep it now.\n");
+    io::stderr().write_all(note.as_bytes()).context("cannot write to standard error")
+}
+
+fn check(text: String) -> anyhow::Result<()> {
+    let text = if text == "-" { read_line()? } else { text };
+    match auth::well_formed_id(text.trim()) {
+        Some(id) => print(&format!("a well-formed key with the id {id}; `keys list` says whether it is live\n")),
+        None => anyhow::bail!("this is no key of modelgate's: its prefix, length or checksum is wrong"),
+    }
+}
+
+/// Standard input, as far as a key and a line's end can go.
+fn read_line() -> anyhow::Result<String> {
+    let mut text = String::new();
+    io::stdin().take(4096).read_to_string(&mut text).context("cannot read standard input")?;
+    Ok(text)
+}
+
+/// A length of time above zero.
+fn lifetime(text: &str) -> Result<Span, String> {
+    let span = time(text)?;
+    if span.is_positive() { Ok(span) } else { Err("expected a time above zero".to_owned()) }
+}
+
+/// A length of time, or none.
+fn overlap(text: &str) -> Result<Span, String> {
+    let span = time(text)?;
+    if span.is_negative() { Err("expected a time of zero or more".to_owned()) } else { Ok(span) }
+}
+
+fn time(text: &str) -> Result<Span, String> {
+    text.parse().map_err(|_| "expected a time such as 90d or 12h".to_owned())
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (id, plan) = text.split_once('=').ok_or_else(|| "expected ID=PLAN".to_owned())?;
+    Ok((id.to_owned(), plan.to_owned()))
+}
+
+/// `span` after `now`, in days of 24 hours.
+fn after(now: Timestamp, span: Span) -> anyhow::Result<Timestamp> {
+    let length: SignedDuration = span
+        .to_duration(SpanRelativeTo::days_are_24_hours())
+        .context("this time is given in weeks, days or hours: months and years differ")?;
+    now.checked_add(length).context("no calendar reaches that far")
+}
+
+const COLUMNS: usize = 7;
+
+fn table(records: &[KeyRecord], now: Timestamp) -> String {
+    let head = ["ID", "NAME", "PLAN", "SCOPES", "CREATED", "EXPIRES", "STATE"].map(str::to_owned);
+    let rows: Vec<[String; COLUMNS]> =
+        [head].into_iter().chain(records.iter().map(|record| row(record, now))).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; COLUMNS] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in &rows {
+        let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        writeln!(text, "{}", cells.join("  ").trim_end()).expect("a String takes every write");
+    }
+    text
+}
+
+fn row(record: &KeyRecord, now: Timestamp) -> [String; COLUMNS] {
+    let expires = record.expires.map_or_else(|| "never".to_owned(), day);
+    [
+        record.id.to_string(),
+        record.name.clone(),
+        record.plan.clone(),
+        scopes_text(&record.scopes),
+        day(record.created),
+        expires,
+        state(record, now),
+    ]
+}
+
+fn state(record: &KeyRecord, now: Timestamp) -> String {
+    let state = match (record.revoked, record.expires, record.disabled) {
+        (Some(revoked), ..) => format!("revoked {}", day(revoked)),
+        (None, Some(expires), _) if expires <= now => "expired".to_owned(),
+        (None, _, Some(disabled)) => format!("disabled {}", day(disabled)),
+        (None, _, None) => "active".to_owned(),
+    };
+    match &record.replaced_by {
+        Some(by) => format!("{state}, replaced by {by}"),
+        None => state,
+    }
+}
+
+fn scopes_text(scopes: &Scopes) -> String {
+    if *scopes == Scopes::All { "all".to_owned() } else { scopes.to_string() }
+}
+
+fn day(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%d").to_string()
+}

@@ -1,0 +1,114 @@
+//! `modelgate replay`: what was sampled is asked again of the version that answered it, by the binary, as an operator would.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::support::fixtures;
+use crate::support::site::Site;
+
+const KINDS: [&str; 5] = ["logistic", "one-hot", "regression", "text-classes", "forest-zipmap"];
+
+/// A configuration that serves the fixtures and keeps samples in a directory.
+fn file_with(more: &str) -> String {
+    let model = |kind: &&str| {
+        let one_hot = if *kind == "one-hot" { "[model.features]\none_hot = [\"Occupation\"]\n" } else { "" };
+        let more = if *kind == "text-classes" { more } else { "" };
+        format!("[[model]]\nname = \"{kind}\"\nselect = \"version:1\"\n{more}{one_hot}")
+    };
+    let models: String = KINDS.iter().map(model).collect();
+    format!("[plans.open]\n{models}[capture]\nsink = \"file:{{folder}}/samples\"\n")
+}
+
+/// Runs the command on the site's file, or on another one: its exit code, and all it said.
+fn replay(site: &Site, file: &str, arguments: &[&str]) -> (i32, String) {
+    let command = Command::new(env!("CARGO_BIN_EXE_modelgate"))
+        .arg("replay")
+        .args(arguments)
+        .arg("--config")
+        .arg(site.folder().join(file))
+        .output()
+        .unwrap();
+    let said = [command.stdout, command.stderr].concat();
+    (command.status.code().unwrap(), String::from_utf8(said).unwrap())
+}
+
+/// Asks every fixture its rows in one request each, and gives back the ids.
+async fn asked(site: &mut Site) -> Vec<(&'static str, String)> {
+    let gate = site.start("open").await;
+    let mut ids = Vec::new();
+    for kind in KINDS {
+        gate.serves(kind, 1).await;
+        let rows: Vec<_> = fixtures::expected(kind).rows().collect();
+        let answer = gate.predict(kind, &json!(rows)).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        ids.push((kind, answer.body["request_id"].as_str().unwrap().to_owned()));
+    }
+    gate.stop().await;
+    ids
+}
+
+fn write(site: &Site, name: &str, text: &str) {
+    let text = text.replace("{folder}", &site.folder().display().to_string());
+    let before = fs::read_to_string(site.folder().join("modelgate.toml")).unwrap();
+    let own = before.split("[plans.open]").next().unwrap();
+    fs::write(site.folder().join(name), format!("{own}{text}")).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stored_request_is_answered_the_same_by_the_version_that_answered_it() {
+    let mut site = Site::new(&file_with(""));
+    for kind in KINDS {
+        site.register(kind, 1, kind);
+    }
+    let ids = asked(&mut site).await;
+    for (kind, id) in &ids {
+        let (code, said) = replay(&site, "modelgate.toml", &[id]);
+        assert_eq!(code, 0, "{kind}: {said}");
+        assert!(
+            said.ends_with("identical\n") && said.contains(&format!("{kind} version 1 (sha-256:")),
+            "{kind}: {said}"
+        );
+        assert_eq!(said.matches("  replayed  ").count(), fixtures::expected(kind).rows().count(), "{said}");
+    }
+    let (kind, id) = &ids[3];
+    let samples = site.folder().join("samples");
+    let named = ["--samples", samples.to_str().unwrap(), "--model", kind, "--date", &day_of(&samples, kind)];
+    assert_eq!(replay(&site, "modelgate.toml", &[&[&**id], &named[..]].concat()).0, 0);
+
+    // What decides the class is configuration, and the operator has changed it.
+    write(&site, "strict.toml", &file_with("threshold = 1.0\n"));
+    let (code, said) = replay(&site, "strict.toml", &[id]);
+    assert_eq!(code, 3, "{said}");
+    assert!(said.contains("different\n"), "{said}");
+}
+
+/// The date in the key of a model's only object.
+fn day_of(samples: &Path, kind: &str) -> String {
+    let entry = fs::read_dir(samples.join(format!("model={kind}/version=1"))).unwrap().next().unwrap().unwrap();
+    entry.file_name().to_str().unwrap().strip_prefix("date=").unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_replayed_says_why() {
+    let mut site = Site::new(&(file_with("") + "redact = [\"Occupation\"]\n"));
+    for kind in KINDS {
+        site.register(kind, 1, kind);
+    }
+    let ids = asked(&mut site).await;
+    let check = |arguments: &[&str], text: &str| {
+        let (code, said) = replay(&site, "modelgate.toml", arguments);
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains(text), "{said}");
+    };
+    check(&["order-77"], "no sample of request `order-77` in 5 objects");
+    check(&[&ids[0].1, "--model", "one-hot"], "in 1 objects");
+    check(&[&ids[0].1, "--date", "2020-01-01"], "in 0 objects");
+    check(&[&ids[0].1, "--samples", "gs://bucket"], "neither s3://bucket/prefix nor a directory");
+    check(&[&ids[0].1, "--samples", "nowhere"], "the samples cannot be read");
+    check(&[&ids[1].1], "does not hold all that was asked: Occupation was left out, hashed or rounded");
+    fs::remove_dir_all(site.folder().join("data/cache/sha256")).unwrap();
+    check(&[&ids[2].1], "is not in the model cache");
+}
