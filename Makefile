@@ -12,7 +12,7 @@ demo: lib/libonnxruntime ## build, serve the bundled model, print a key and a cu
 	$(CARGO) build --release --locked
 	./target/release/modelgate demo
 
-test: lib/libonnxruntime servers ## every test, against real MLflow servers
+test: lib/libonnxruntime servers ## every test, against real MLflow and Redis servers
 	$(CARGO) test --locked
 
 check: lib/libonnxruntime ## format, lints, licences and advisories
@@ -29,7 +29,7 @@ acceptance: lib/libonnxruntime ## the main job on real data: make acceptance DAT
 	$(CARGO) build --release --locked
 	.venv/acceptance/bin/python acceptance/run.py $(DATA)
 
-servers: ## the MLflow servers the tests talk to, in .venv/
+servers: ## the MLflow and Redis servers the tests talk to, in .venv/
 	scripts/test-servers.sh
 
 # The ONNX Runtime library, out of its wheel and checked by digest.

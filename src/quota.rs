@@ -6,6 +6,7 @@
 
 mod calendar;
 mod counter;
+mod shared;
 mod store;
 mod tally;
 mod throttle;
@@ -25,20 +26,31 @@ use parking_lot::RwLock;
 use tokio::time::Instant;
 
 use crate::auth::{self, Caller, KeyId, PlanName};
-use counter::{Attempt, Balance, Counter, Hold};
-use store::{Down, Store};
+use counter::{Attempt, Balance, Counter, Hold, Terms};
+use shared::Shared;
+use store::{Charged, Down, Store};
 use tally::Tally;
 use throttle::Bucket;
 
+pub use shared::{Health, LARGEST_AMOUNT, OnStoreDown, Redis};
 pub use tally::{ModelUse, Use};
 
 /// Plans, and where use is kept.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The SQLite file; the one the keys are in.
-    pub store: PathBuf,
+    /// Where use is kept.
+    pub store: Location,
     /// Every plan by name.
     pub plans: BTreeMap<PlanName, Plan>,
+}
+
+/// Where use is kept.
+#[derive(Clone, Debug)]
+pub enum Location {
+    /// In a SQLite file; the one the keys are in. For one gateway.
+    File(PathBuf),
+    /// In a Redis that gateways share.
+    Redis(Redis),
 }
 
 /// What callers on a plan may use. By default as much as they like, counted in rows.
@@ -227,6 +239,12 @@ pub enum StoreError {
     /// SQLite said no.
     #[error("the usage store cannot be written")]
     Sqlite(#[from] rusqlite::Error),
+    /// The shared store's address cannot be used.
+    #[error("the address of the shared quota store cannot be used")]
+    Address(#[source] redis::RedisError),
+    /// The shared store does not answer.
+    #[error("the shared quota store does not answer")]
+    Unreachable,
     /// The system has no thread to give.
     #[error("the thread of the usage store cannot be started")]
     Thread(#[source] io::Error),
@@ -241,6 +259,10 @@ pub struct Settled {
     /// Counters that were made exact in the store.
     pub counters: usize,
 }
+
+/// Counters that are settled with a shared store at one time: requests wait behind them. The rest is for the next time,
+/// unless their own charges settle them before.
+const SETTLED_AT_ONCE: usize = 2048;
 
 /// Every caller's use.
 #[derive(Debug)]
@@ -270,6 +292,7 @@ struct Account {
 struct Held {
     hold: Option<Hold>,
     quota: Option<Standing>,
+    is_degraded: bool,
 }
 
 impl Quota {
@@ -278,7 +301,7 @@ impl Quota {
     /// # Errors
     /// When the store cannot be used.
     pub fn open(config: Config) -> Result<Self, StoreError> {
-        let store = Store::start(auth::store::open(&config.store)?)?;
+        let store = Store::start(config.store)?;
         Ok(Self {
             plans: config.plans,
             store,
@@ -293,7 +316,7 @@ impl Quota {
     ///
     /// The throttle is asked first, and keeps its token whatever the quota says. Who is throttled is not charged.
     /// Touches the store only when a lease is used up; a plan without a quota never does. In a dry run every limit is
-    /// asked, and the charge says which would have refused it.
+    /// asked, and the charge says which would have refused it; what cannot be recorded is not, and is admitted.
     ///
     /// # Errors
     /// When it is too fast, too much, or cannot be recorded.
@@ -303,9 +326,11 @@ impl Quota {
         let (rate, too_fast) = account.overlook(token, Some)?;
         let rate = rate.flatten();
         let held = self.hold(&account, rate, rows, now).await;
-        let (held, too_much) = account.overlook(held, |quota| Held { hold: None, quota: Some(quota) })?;
-        let Held { hold, quota } = held.unwrap_or_default();
-        Ok(Charge { hold, standing: [rate, quota].into(), exceeded: [too_fast, too_much] })
+        let is_down = matches!(held, Err(Refusal::StoreDown));
+        let (held, too_much) = account.overlook(held, |quota| Held { quota: Some(quota), ..Held::default() })?;
+        let Held { hold, quota, is_degraded } = held.unwrap_or_default();
+        let is_degraded = is_degraded || is_down;
+        Ok(Charge { hold, standing: [rate, quota].into(), is_degraded, exceeded: [too_fast, too_much] })
     }
 
     /// Takes a token of the caller's throttle, for a request that was not worth its reading. Says what a dry run
@@ -356,6 +381,7 @@ impl Quota {
         if units > counter.amount() {
             return Err(too_large(counter, rate, now));
         }
+        let mut is_degraded = self.store.shared().is_some_and(Shared::is_down);
         let (hold, balance) = match counter.charge(units, now) {
             Attempt::Held { hold, balance, low } => {
                 if low {
@@ -364,14 +390,44 @@ impl Quota {
                 (Some(hold), balance)
             }
             Attempt::Exhausted(balance) => (None, balance),
-            Attempt::Short => self.store.charge(Arc::clone(counter), units, now).await?,
+            Attempt::Short => {
+                let charged = self.store.charge(Arc::clone(counter), units, now).await;
+                is_degraded |= charged.is_err();
+                charged.or_else(|Down| self.lend(account, counter, units, now))?
+            }
         };
         let quota = counter.standing(balance, now);
         if hold.is_none() {
             let standing = Standings::from([Some(quota), rate]).to_vec();
             return Err(Refusal::Exhausted { standing, retry_after: quota.resets_in });
         }
-        Ok(Held { hold, quota: Some(quota) })
+        Ok(Held { hold, quota: Some(quota), is_degraded })
+    }
+
+    /// What a shared store's policy allows while the store cannot be asked; an embedded store has none but what is left
+    /// of a lease.
+    fn lend(&self, account: &Account, counter: &Arc<Counter>, units: u64, now: Timestamp) -> Charged {
+        let shared = self.store.shared().ok_or(Down)?;
+        match counter.lend(units, shared.allowance(counter.limit), now) {
+            Some(Attempt::Held { hold, balance, .. }) => {
+                shared.count_lent();
+                Ok((Some(hold), balance))
+            }
+            Some(Attempt::Exhausted(balance)) => Ok((None, balance)),
+            Some(Attempt::Short) | None => {
+                // A dry run goes on uncounted.
+                if account.plan.enforcement == Enforcement::Enforced {
+                    shared.count_refused();
+                }
+                Err(Down)
+            }
+        }
+    }
+
+    /// How it goes with the shared store, if there is one.
+    #[must_use]
+    pub fn shared_store(&self) -> Option<Health> {
+        self.store.shared().map(Shared::health)
     }
 
     /// Where `caller` stands, charging nothing.
@@ -416,7 +472,10 @@ impl Quota {
     /// # Errors
     /// When the store cannot be written; nothing is forgotten then.
     pub async fn settle_once(&self, now: Timestamp) -> Result<Settled, StoreError> {
-        let settled = self.settle(now, |counter| counter.is_idle(now)).await?;
+        let settled = match self.store.shared().map(Shared::connection) {
+            None => self.settle(now, usize::MAX, |counter| counter.is_idle(now)).await?,
+            Some(connection) => self.settle(now, SETTLED_AT_ONCE, |counter| counter.is_due(connection, now)).await?,
+        };
         let elapsed = self.elapsed();
         self.accounts.write().retain(|_, account| Arc::strong_count(account) > 1 || !account.is_idle(elapsed, now));
         Ok(settled)
@@ -427,20 +486,30 @@ impl Quota {
     /// # Errors
     /// When the store cannot be written; nothing is forgotten then.
     pub async fn settle_all(&self, now: Timestamp) -> Result<Settled, StoreError> {
-        self.settle(now, |_| true).await
+        self.settle(now, usize::MAX, |_| true).await
     }
 
-    async fn settle(&self, now: Timestamp, which: impl Fn(&Counter) -> bool) -> Result<Settled, StoreError> {
+    async fn settle(
+        &self,
+        now: Timestamp,
+        most: usize,
+        which: impl Fn(&Counter) -> bool,
+    ) -> Result<Settled, StoreError> {
         // Also those without a lease: one may be on its way, and the thread answers in order.
         let counters = {
             let accounts = self.accounts.read();
-            accounts.values().filter_map(|account| account.counter.clone()).filter(|counter| which(counter)).collect()
+            let counters = accounts.values().filter_map(|account| account.counter.as_ref());
+            counters.filter(|counter| which(counter)).take(most).cloned().collect()
         };
         self.store.settle(counters, now).await
     }
 
     async fn balance(&self, counter: &Arc<Counter>, now: Timestamp) -> Result<Balance, Down> {
         match counter.balance(now) {
+            // Other gateways have gone on counting.
+            Some(balance) if self.store.shared().is_some() => {
+                Ok(self.store.look(Arc::clone(counter), now).await.unwrap_or(balance))
+            }
             Some(balance) => Ok(balance),
             None => self.store.look(Arc::clone(counter), now).await,
         }
@@ -453,7 +522,9 @@ impl Quota {
         let plan = *self.plans.get(&caller.plan).ok_or(Refusal::NoPlan)?;
         let mut accounts = self.accounts.write();
         let account = accounts.entry(Arc::clone(&caller.account));
-        Ok(Arc::clone(account.or_insert_with_key(|key_id| Arc::new(Account::new(key_id, plan)))))
+        Ok(Arc::clone(
+            account.or_insert_with_key(|key_id| Arc::new(Account::new(key_id, plan, |limit| self.store.terms(limit)))),
+        ))
     }
 
     /// Nanoseconds on a clock that no one can set.
@@ -463,11 +534,11 @@ impl Quota {
 }
 
 impl Account {
-    fn new(key_id: &KeyId, plan: Plan) -> Self {
+    fn new(key_id: &KeyId, plan: Plan, terms: impl FnOnce(Limit) -> Terms) -> Self {
         Self {
             plan,
             bucket: plan.throttle.map(Bucket::new),
-            counter: plan.quota.map(|limit| Arc::new(Counter::new(Arc::clone(key_id), limit))),
+            counter: plan.quota.map(|limit| Arc::new(Counter::new(Arc::clone(key_id), limit, terms(limit)))),
             under_way: AtomicU32::new(0),
         }
     }
@@ -513,8 +584,9 @@ impl Account {
     fn is_idle(&self, elapsed: u64, now: Timestamp) -> bool {
         let bucket_is_full = self.bucket.as_ref().is_none_or(|bucket| bucket.is_full(elapsed));
         // A charge under way, or a question to the store, holds the counter too.
-        let is_settled =
-            |counter: &Arc<Counter>| Arc::strong_count(counter) == 1 && !counter.has_lease() && counter.is_idle(now);
+        let is_settled = |counter: &Arc<Counter>| {
+            Arc::strong_count(counter) == 1 && counter.is_forgettable() && counter.is_idle(now)
+        };
         bucket_is_full && self.counter.as_ref().is_none_or(is_settled)
     }
 }
@@ -549,6 +621,7 @@ fn too_large(counter: &Counter, rate: Option<Standing>, now: Timestamp) -> Refus
 pub struct Charge {
     hold: Option<Hold>,
     standing: Standings,
+    is_degraded: bool,
     exceeded: [Option<Exceeded>; 2],
 }
 
@@ -557,6 +630,12 @@ impl Charge {
     #[must_use]
     pub fn standing(&self) -> &[Standing] {
         &self.standing
+    }
+
+    /// Whether the shared store could not be asked: others may count differently for now.
+    #[must_use]
+    pub fn is_degraded(&self) -> bool {
+        self.is_degraded
     }
 
     /// The limits that were passed and, in a dry run, overlooked.

@@ -169,7 +169,7 @@ fn check_pair(s: &mut Section<'_>) {
 }
 
 /// The secret at `key`, or in the file at `file_key`.
-fn secret(s: &mut Section<'_>, key: &'static str, file_key: &'static str) -> Option<SecretString> {
+pub(super) fn secret(s: &mut Section<'_>, key: &'static str, file_key: &'static str) -> Option<SecretString> {
     let written = s.secret(key);
     let file = s.optional(file_key, path);
     if s.has(key) && s.has(file_key) {
@@ -303,13 +303,6 @@ fn access(s: &mut Section<'_>, models: &[ModelConfig], purpose: Purpose) -> Acce
         s.mistake("models", &format!("there is no [[model]] with the name {unknown:?}"));
     }
     Access::Only(BTreeSet::from_iter(allowed))
-}
-
-/// Both keys have one value yet; other stores bring the choice.
-pub(super) fn quota(mut s: Section<'_>) {
-    s.defaulted("store", word(&[("embedded", ())], &["redis", "rediss", "dynamodb"]));
-    s.defaulted("on_store_down", word(&[("lease", ())], &["closed", "open"]));
-    s.finish();
 }
 
 pub(super) fn metrics(mut s: Section<'_>) -> (metrics::Config, Option<metrics::cloudwatch::Config>) {

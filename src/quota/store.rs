@@ -1,6 +1,6 @@
-//! The thread that owns the usage store, and the SQL it runs.
+//! The way to the usage store; the thread that owns the embedded one, and the SQL it runs.
 //!
-//! It takes all that is waiting, up to [`BATCH`], through one transaction: at midnight every key needs a new window,
+//! The thread takes all that is waiting, up to [`BATCH`], through one transaction: at midnight every key needs a new window,
 //! and one write to the disk serves them all.
 
 use std::collections::BTreeMap;
@@ -11,8 +11,9 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use tokio::sync::{mpsc, oneshot};
 
 use super::calendar::Window;
-use super::counter::{Balance, Counter, Grant, Hold, next_window};
-use super::{Period, Settled, StoreError};
+use super::counter::{Attempt, Balance, Counter, Grant, Hold, Terms, next_window};
+use super::shared::{self, Shared};
+use super::{Limit, Location, Period, Settled, StoreError};
 use crate::auth::{self, KeyId};
 use crate::task;
 
@@ -20,15 +21,17 @@ use crate::task;
 const QUEUE: usize = 1024;
 
 /// Questions answered with one transaction.
-const BATCH: usize = 256;
+pub(super) const BATCH: usize = 256;
 
 /// SQLite needs far less.
-const STACK_BYTES: usize = 512 * 1024;
+pub(super) const STACK_BYTES: usize = 512 * 1024;
 
 /// The way to the thread. The thread ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Store {
     inbox: mpsc::Sender<Message>,
+    /// Only where gateways share the store.
+    shared: Option<Arc<Shared>>,
 }
 
 /// The store could not answer.
@@ -39,21 +42,21 @@ pub(super) struct Down;
 pub(super) type Charged = Result<(Option<Hold>, Balance), Down>;
 
 #[derive(Debug)]
-enum Message {
+pub(super) enum Message {
     Ask(Ask),
     Settle(Settle),
 }
 
 /// A question about one key, by a request whose clock says `seen`.
 #[derive(Debug)]
-struct Ask {
+pub(super) struct Ask {
     counter: Arc<Counter>,
     seen: Window,
     want: Want,
 }
 
 #[derive(Debug)]
-enum Want {
+pub(super) enum Want {
     /// These units, and a lease for those who come after.
     Charge { units: u64, now: Timestamp, reply: oneshot::Sender<Charged> },
     /// A lease, before the present one is used up.
@@ -63,19 +66,35 @@ enum Want {
 }
 
 #[derive(Debug)]
-struct Settle {
-    counters: Vec<Arc<Counter>>,
-    now: Timestamp,
-    reply: oneshot::Sender<Result<Settled, StoreError>>,
+pub(super) struct Settle {
+    pub(super) counters: Vec<Arc<Counter>>,
+    pub(super) now: Timestamp,
+    pub(super) reply: oneshot::Sender<Result<Settled, StoreError>>,
 }
 
 impl Store {
-    /// Starts the thread.
-    pub(super) fn start(db: Connection) -> Result<Self, StoreError> {
+    /// Opens the store and starts its thread.
+    pub(super) fn start(location: Location) -> Result<Self, StoreError> {
         let (inbox, messages) = mpsc::channel(QUEUE);
-        let mut keeper = Keeper { db, swept: None, down: false };
-        task::thread("usage-store", STACK_BYTES, move || keeper.run(messages)).map_err(StoreError::Thread)?;
-        Ok(Self { inbox })
+        let shared = match location {
+            Location::Redis(config) => Some(shared::start(config, messages)?),
+            Location::File(path) => {
+                let mut keeper = Keeper { db: auth::store::open(&path)?, swept: None, down: false };
+                task::thread("usage-store", STACK_BYTES, move || keeper.run(messages)).map_err(StoreError::Thread)?;
+                None
+            }
+        };
+        Ok(Self { inbox, shared })
+    }
+
+    /// The store's own side, where gateways share it.
+    pub(super) fn shared(&self) -> Option<&Shared> {
+        self.shared.as_deref()
+    }
+
+    /// How the store gives a quota out.
+    pub(super) fn terms(&self, limit: Limit) -> Terms {
+        self.shared().map_or_else(|| Terms::embedded(limit), |shared| Terms::shared(limit, shared.lease()))
     }
 
     /// Takes `units` for `counter`, with what the store has left. `None` for the hold: there is not enough.
@@ -100,6 +119,9 @@ impl Store {
     }
 
     fn ask(&self, counter: Arc<Counter>, now: Timestamp, want: Want) -> Result<(), Down> {
+        if self.shared().is_some_and(Shared::is_down) {
+            return Err(Down);
+        }
         let seen = counter.limit.period.window(now);
         self.inbox.try_send(Message::Ask(Ask { counter, seen, want })).map_err(|_| Down)
     }
@@ -123,8 +145,8 @@ struct Keeper {
 }
 
 /// The part of a batch that is about one key.
-struct Visit {
-    counter: Arc<Counter>,
+pub(super) struct Visit {
+    pub(super) counter: Arc<Counter>,
     seen: Window,
     wants: Vec<Want>,
 }
@@ -132,16 +154,8 @@ struct Visit {
 impl Keeper {
     fn run(&mut self, mut messages: mpsc::Receiver<Message>) {
         while let Some(first) = messages.blocking_recv() {
-            let mut visits = BTreeMap::new();
-            let mut settlements = Vec::new();
-            let waiting = std::iter::from_fn(|| messages.try_recv().ok());
-            for message in std::iter::once(first).chain(waiting).take(BATCH) {
-                match message {
-                    Message::Ask(ask) => add(&mut visits, ask),
-                    Message::Settle(settle) => settlements.push(settle),
-                }
-            }
-            self.answer(visits.into_values().collect());
+            let (visits, settlements) = gather(first, &mut messages);
+            self.answer(visits);
             for Settle { counters, now, reply } in settlements {
                 // Who asked may have gone; the leases are settled all the same.
                 let _ = reply.send(self.settle(&counters, now));
@@ -219,6 +233,20 @@ impl Keeper {
     }
 }
 
+/// `first` and what waits behind it, a visit for each key.
+pub(super) fn gather(first: Message, messages: &mut mpsc::Receiver<Message>) -> (Vec<Visit>, Vec<Settle>) {
+    let mut visits = BTreeMap::new();
+    let mut settlements = Vec::new();
+    let waiting = std::iter::from_fn(|| messages.try_recv().ok());
+    for message in std::iter::once(first).chain(waiting).take(BATCH) {
+        match message {
+            Message::Ask(ask) => add(&mut visits, ask),
+            Message::Settle(settle) => settlements.push(settle),
+        }
+    }
+    (visits.into_values().collect(), settlements)
+}
+
 fn add(visits: &mut BTreeMap<KeyId, Visit>, Ask { counter, seen, want }: Ask) {
     let key = Arc::clone(&counter.key_id);
     let visit = visits.entry(key).or_insert_with(|| Visit { counter, seen, wants: Vec::new() });
@@ -243,7 +271,7 @@ impl Visit {
         };
         let left = known.filter(|(known, ..)| *known >= window).map_or(0, |(.., left)| left);
         let granted = self.wanted(left).min(self.counter.amount().saturating_sub(given));
-        let grant = Grant { window, given: given + granted, granted };
+        let grant = Grant { window, given: given + granted, granted, shared: None };
         if granted > 0 {
             self.write(tx, grant)?;
         }
@@ -251,7 +279,7 @@ impl Visit {
     }
 
     /// Enough for all charges, whatever else is taken meanwhile, and so that a full lease is left at most.
-    fn wanted(&self, left: u64) -> u64 {
+    pub(super) fn wanted(&self, left: u64) -> u64 {
         if self.wants.iter().all(|want| matches!(want, Want::Look { .. })) {
             return 0;
         }
@@ -286,7 +314,7 @@ impl Visit {
     }
 
     /// Books the grant and answers. A hold whose asker has gone is dropped, and that gives it back.
-    fn serve(self, grant: Grant) {
+    pub(super) fn serve(self, grant: Grant) {
         let (balance, holds) = self.counter.receive(grant, self.charges());
         let mut holds = holds.into_iter();
         for want in self.wants {
@@ -298,14 +326,43 @@ impl Visit {
         }
     }
 
-    fn refuse(self) {
-        self.counter.topped_up_in_vain();
+    /// Answers what can be decided without the store by now: what others asked for may be enough. `None`: that was all.
+    pub(super) fn serve_known(mut self) -> Option<Self> {
+        let mut rest = Vec::new();
         for want in self.wants {
             match want {
-                Want::Charge { reply, .. } => drop(reply.send(Err(Down))),
-                Want::Look { reply } => drop(reply.send(Err(Down))),
-                Want::TopUp => (),
+                Want::Charge { units, now, reply } => match self.counter.charge(units, now) {
+                    Attempt::Held { hold, balance, low } => {
+                        rest.extend(low.then_some(Want::TopUp));
+                        drop(reply.send(Ok((Some(hold), balance))));
+                    }
+                    Attempt::Exhausted(balance) => drop(reply.send(Ok((None, balance)))),
+                    Attempt::Short => rest.push(Want::Charge { units, now, reply }),
+                },
+                Want::Look { .. } | Want::TopUp => rest.push(want),
             }
+        }
+        self.wants = rest;
+        (!self.wants.is_empty()).then_some(self)
+    }
+
+    pub(super) fn refuse(self) {
+        self.wants.into_iter().for_each(|want| want.refuse(&self.counter));
+    }
+}
+
+impl Ask {
+    pub(super) fn refuse(self) {
+        self.want.refuse(&self.counter);
+    }
+}
+
+impl Want {
+    fn refuse(self, counter: &Counter) {
+        match self {
+            Self::Charge { reply, .. } => drop(reply.send(Err(Down))),
+            Self::Look { reply } => drop(reply.send(Err(Down))),
+            Self::TopUp => counter.topped_up_in_vain(),
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::capture::Record;
 use crate::metrics::PlanLimit;
 use crate::model::session::Stage;
 use crate::model::{Inputs, Model, Outputs, PredictError, Route};
-use crate::quota::{self, Enforcement, Exceeded, Limit, Period, Refusal, Standing, Throttle, Unit, Usage};
+use crate::quota::{self, Charge, Enforcement, Exceeded, Limit, Period, Refusal, Standing, Throttle, Unit, Usage};
 
 /// `POST /predict` and `POST /models/{name}/predict`. What can be refused without the body is.
 pub(super) async fn predict<B>(
@@ -116,6 +116,8 @@ async fn infer(
     journal.rows = inputs.rows();
     let charge = state.quota.reserve(caller, inputs.rows() as u64, state.clock.now());
     let charge = timeout_at(deadline, charge).await.map_err(|_elapsed| ApiError::deadline_exceeded("quota"))?;
+    journal.quota_is_degraded =
+        charge.as_ref().map_or_else(|refusal| matches!(refusal, Refusal::StoreDown), Charge::is_degraded);
     let charge = limited(room, caller, charge)?;
     overlooked(room, caller, charge.exceeded());
     journal.rate_limit = Some(ratelimit::Headers::of(charge.standing()));

@@ -14,7 +14,7 @@ use crate::drift::report::Report;
 use crate::metrics::{Family, prometheus};
 use crate::model::rollout::{Counts, Rule};
 use crate::model::{Entry, ModelName, ModelSet, NotServed, Trial};
-use crate::quota::Use;
+use crate::quota::{Health, Use};
 
 /// `GET /readyz`: whether to send us requests, and what they would be answered with.
 pub(super) fn ready(state: &State) -> Result<Answer, ApiError> {
@@ -82,6 +82,7 @@ fn key_report(used: &Use) -> Value {
 pub(super) fn metrics(state: &State) -> Answer {
     let mut outside = traffic_families(&state.traffic);
     outside.extend(capture_families(&state.capture.counts()));
+    outside.extend(state.quota.shared_store().iter().flat_map(quota_families));
     body_of(prometheus::CONTENT_TYPE, state.metrics.render(&outside).into())
 }
 
@@ -192,6 +193,31 @@ fn capture_families(counts: &capture::Counts) -> [Family; 2] {
             help: "Rows of samples on their way",
             counter: false,
             samples: vec![(Vec::new(), figure(counts.pending))],
+        },
+    ]
+}
+
+fn quota_families(health: &Health) -> [Family; 3] {
+    let labelled = |label, word: &str, count| (vec![(label, word.to_owned())], figure(count));
+    let answered = health.calls.saturating_sub(health.failures);
+    [
+        Family {
+            name: "modelgate_quota_store_up",
+            help: "Whether requests are let through to the shared quota store",
+            counter: false,
+            samples: vec![(Vec::new(), figure(health.is_up.into()))],
+        },
+        Family {
+            name: "modelgate_quota_store_calls",
+            help: "Round trips to the shared quota store",
+            counter: true,
+            samples: vec![labelled("outcome", "answered", answered), labelled("outcome", "failed", health.failures)],
+        },
+        Family {
+            name: "modelgate_quota_degraded",
+            help: "Charges decided without the shared quota store, because it could not be asked",
+            counter: true,
+            samples: vec![labelled("outcome", "lent", health.lent), labelled("outcome", "refused", health.refused)],
         },
     ]
 }

@@ -30,6 +30,7 @@ use crate::auth::Caller;
 use crate::model::Model;
 
 pub(super) const MODEL: HeaderName = HeaderName::from_static("modelgate-model");
+const QUOTA: HeaderName = HeaderName::from_static("modelgate-quota");
 const AMZN_REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 
 /// An answer, whole in memory.
@@ -235,6 +236,8 @@ pub(super) struct Journal {
     pub(super) model: Option<Arc<Model>>,
     pub(super) rows: usize,
     pub(super) rate_limit: Option<ratelimit::Headers>,
+    /// Whether the quota's store could not be asked.
+    pub(super) quota_is_degraded: bool,
 }
 
 impl Journal {
@@ -248,6 +251,7 @@ impl Journal {
             model: None,
             rows: 0,
             rate_limit: None,
+            quota_is_degraded: false,
         }
     }
 
@@ -304,6 +308,9 @@ impl Journal {
         }
         if let Some(rate_limit) = self.rate_limit {
             rate_limit.insert_into(headers);
+        }
+        if self.quota_is_degraded {
+            headers.insert(QUOTA, HeaderValue::from_static("degraded"));
         }
     }
 

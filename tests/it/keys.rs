@@ -44,7 +44,11 @@ impl Keyring {
     }
 
     fn quota(&self, plan: Plan) -> Quota {
-        Quota::open(quota::Config { store: self.store(), plans: BTreeMap::from([("basic".into(), plan)]) }).unwrap()
+        Quota::open(quota::Config {
+            store: quota::Location::File(self.store()),
+            plans: BTreeMap::from([("basic".into(), plan)]),
+        })
+        .unwrap()
     }
 
     fn sql(&self, sql: &str) {

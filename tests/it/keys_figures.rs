@@ -28,7 +28,7 @@ fn open(folder: &Path, throttle: Option<Throttle>, amount: u64) -> Quota {
     let limit = Limit { amount: NonZeroU64::new(amount).unwrap(), period: Period::Day };
     let plan = Plan { throttle, quota: Some(limit), ..Plan::default() };
     let plans = BTreeMap::from([("test".into(), plan)]);
-    Quota::open(quota::Config { store: folder.join("store.db"), plans }).unwrap()
+    Quota::open(quota::Config { store: quota::Location::File(folder.join("store.db")), plans }).unwrap()
 }
 
 fn caller(keys: &ApiKeys) -> (String, Arc<Caller>) {

@@ -20,5 +20,6 @@ mod quota;
 mod replay;
 mod rollout;
 mod server;
+mod shared_quota;
 mod support;
 mod tidy;

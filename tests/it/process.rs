@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::support::cloudwatch::{CloudWatch, Mode};
 use crate::support::s3::{self, S3};
 use crate::support::site::{Answer, Site, eventually};
-use crate::support::{fixtures, mlflow};
+use crate::support::{fixtures, mlflow, redis};
 
 /// A gateway in a process of its own, killed if the test does not end it.
 pub(crate) struct Binary {
@@ -362,6 +362,114 @@ fn check_measurements(cloudwatch: &CloudWatch, rows: &[Value], asked: i64) {
             let measured = total("FeatureValue", &[("Model", "credit"), ("Feature", feature)]).1;
             assert!((measured - sum).abs() <= 1e-9 * sum.abs(), "{feature}: {measured} for {sum}");
         }
+    }
+}
+
+async fn predict(http: &reqwest::Client, data: SocketAddr, key: &str) -> Answer {
+    let request = http.post(format!("http://{data}/predict")).header("x-api-key", key);
+    let body = json!({"data": {"a": 1, "b": 2, "c": 3}}).to_string();
+    Answer::of(request.header("content-type", "application/json").body(body).send().await.unwrap()).await
+}
+
+/// Sends requests over `key` to a gateway until one is refused; how many were answered, and the refusal.
+async fn predict_until_refused(http: &reqwest::Client, data: SocketAddr, key: &str) -> (u32, Answer) {
+    let mut answered = 0;
+    loop {
+        let answer = predict(http, data, key).await;
+        if answer.status != 200 {
+            return (answered, answer);
+        }
+        answered += 1;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_gateways_on_one_redis_admit_the_quota_and_go_on_without_it() {
+    let mut server = redis::Server::start();
+    let mut site = Site::new(&format!(
+        "[plans.shared]\nquota = 300\n[plans.other]\nquota = 300\n\
+         [plans.dry]\nquota = 300\nenforce = false\n[[model]]\nname = \"sum\"\n\
+         [quota]\nstore = \"{}\"\n",
+        server.url()
+    ));
+    site.register_sum("sum", 1, 1000.0);
+    site.promote("sum", 1);
+    let (shared, other, dry) = (site.key("shared"), site.key("other"), site.key("dry"));
+    let file = site.folder().join("modelgate.toml");
+    let gateways: Vec<_> = (0..3)
+        .map(|number| {
+            let folder = site.folder().join(format!("data-{number}"));
+            std::fs::create_dir(&folder).unwrap();
+            for name in ["modelgate.db", "pepper"] {
+                std::fs::copy(site.folder().join("data").join(name), folder.join(name)).unwrap();
+            }
+            Binary::serve_with(&file, &[("MODELGATE__DATA_DIR", folder.to_str().unwrap())])
+        })
+        .collect();
+    let http = reqwest::Client::new();
+    let mut callers = tokio::task::JoinSet::new();
+    for gateway in &gateways {
+        gateway.ready(&http).await;
+    }
+    for gateway in &gateways {
+        for _ in 0..8 {
+            let (http, data, key) = (http.clone(), gateway.data, shared.clone());
+            callers.spawn(async move { predict_until_refused(&http, data, &key).await });
+        }
+    }
+    let mut admitted = 0;
+    for (answered, refusal) in callers.join_all().await {
+        admitted += answered;
+        assert_eq!((refusal.status, refusal.body["code"].as_str()), (429, Some("quota_exceeded")), "{}", refusal.body);
+        assert_eq!(refusal.header("modelgate-quota"), "");
+    }
+    assert_eq!(admitted, 300);
+
+    server.kill();
+    for gateway in &gateways {
+        let (answered, refusal) = predict_until_refused(&http, gateway.data, &other).await;
+        assert_eq!(answered, 3, "a hundredth is lent");
+        assert_eq!((refusal.status, refusal.body["code"].as_str()), (503, Some("quota_unavailable")));
+        assert_eq!(refusal.header("modelgate-quota"), "degraded");
+        let page = http.get(format!("http://{}/metrics", gateway.admin)).send().await.unwrap().text().await.unwrap();
+        for line in [
+            "modelgate_quota_degraded_total{outcome=\"lent\"} 3.0",
+            "modelgate_quota_degraded_total{outcome=\"refused\"} 1.0",
+        ] {
+            assert!(page.contains(line), "{line} in {page}");
+        }
+        for _ in 0..5 {
+            let answer = predict(&http, gateway.data, &dry).await;
+            assert_eq!((answer.status, answer.header("modelgate-quota")), (200, "degraded"), "{}", answer.body);
+        }
+        let (answered, _) = predict_until_refused(&http, gateway.data, &shared).await;
+        assert_eq!(answered, 0, "what is known to be used up stays so");
+    }
+    server.restart();
+    let mut answered = 9;
+    for gateway in &gateways {
+        let metrics = format!("http://{}/metrics", gateway.admin);
+        eventually("the store to be back", async || {
+            let page = http.get(&metrics).send().await.unwrap().text().await.unwrap();
+            page.contains("modelgate_quota_store_up{} 1.0")
+        })
+        .await;
+    }
+    eventually("the loans to be charged", async || {
+        let given =
+            server.command(&["HGET", &format!("modelgate:quota:{}:day", &other["mg_live_".len()..][..10]), "given"]);
+        given.lines().nth(1) == Some("9")
+    })
+    .await;
+    for gateway in &gateways {
+        answered += predict_until_refused(&http, gateway.data, &other).await.0;
+    }
+    assert_eq!(answered, 300);
+    for gateway in gateways {
+        gateway.signal("TERM");
+        let (status, log) = gateway.ended().await;
+        assert_eq!(status.code(), Some(0), "{log}");
+        assert!(log.matches("quota store").count() <= 2, "one line down, one line up: {log}");
     }
 }
 

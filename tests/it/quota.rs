@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use modelgate::auth::{self, Access, ApiKeys, Caller};
-use modelgate::quota::{Charge, Config, Limit, Period, Plan, Quota, Refusal, Throttle, Unit};
+use modelgate::quota::{Charge, Config, Limit, Location, Period, Plan, Quota, Refusal, Throttle, Unit};
 use proptest::prelude::*;
 use secrecy::{ExposeSecret, SecretString};
 use tempfile::TempDir;
@@ -85,7 +85,7 @@ impl Bench {
 
 fn open(directory: &Path, plan: Plan) -> Quota {
     let plans = BTreeMap::from([("test".into(), plan)]);
-    Quota::open(Config { store: directory.join("store.db"), plans }).unwrap()
+    Quota::open(Config { store: Location::File(directory.join("store.db")), plans }).unwrap()
 }
 
 fn keys(directory: &Path) -> ApiKeys {
@@ -397,7 +397,7 @@ async fn a_plan_without_a_quota_never_touches_the_store() {
 #[tokio::test]
 async fn a_plan_that_is_not_configured_is_refused() {
     let bench = Bench::new(rows_a_day(1));
-    let quota = Quota::open(Config { store: bench.store(), plans: BTreeMap::new() }).unwrap();
+    let quota = Quota::open(Config { store: Location::File(bench.store()), plans: BTreeMap::new() }).unwrap();
     assert_eq!(bench.reserve(&quota, 1).await.unwrap_err(), Refusal::NoPlan);
 }
 

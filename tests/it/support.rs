@@ -7,5 +7,6 @@ pub(crate) mod hostile_registry;
 pub(crate) mod mlflow;
 pub(crate) mod onnx;
 pub(crate) mod panel;
+pub(crate) mod redis;
 pub(crate) mod s3;
 pub(crate) mod site;

@@ -13,7 +13,7 @@ use modelgate::clock::Clock;
 use modelgate::drift::{self, Drift};
 use modelgate::metrics::{self, Metrics};
 use modelgate::model::{Models, Publisher, orders, published, shadow};
-use modelgate::quota::{self, Limit, Period, Plan, Quota, Throttle};
+use modelgate::quota::{self, Limit, Location, Period, Plan, Quota, Throttle};
 pub(crate) use modelgate::server::Config;
 use modelgate::server::{self, ErrorStyle, Readiness, Router, State, Traffic, admin_router, data_router};
 use modelgate::task::Tasks;
@@ -157,7 +157,7 @@ fn quota(folder: &Path) -> Quota {
         ..Plan::default()
     };
     let plans = PLANS.map(PlanName::from).into_iter().zip([open, small]).collect();
-    Quota::open(quota::Config { store: folder.join("gate.db"), plans }).unwrap()
+    Quota::open(quota::Config { store: Location::File(folder.join("gate.db")), plans }).unwrap()
 }
 
 fn state(folder: &Path, keys: ApiKeys, models: Models) -> State {

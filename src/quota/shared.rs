@@ -1,0 +1,457 @@
+//! The thread that speaks with a shared store, Redis, so that several gateways count as one.
+//!
+//! A gateway tells the store what it holds of a key's window, and what more it wants; a script decides, in one step and
+//! by the store's clock. That is a state and not a change, so a call whose answer was lost can be repeated: nothing is
+//! charged twice, and what was given in the lost answer is found again. See `shared/charge.lua`.
+//!
+//! All that is waiting goes to the store at once and shares one round trip. Nobody waits for a store that is dead: a
+//! call has [`BUDGET`], whoever waits behind a failed call is refused with it, and after [`FAILURES`] in a row only this
+//! thread asks, until there is an answer.
+
+use std::num::NonZeroU64;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use jiff::Timestamp;
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, RedisError, Script};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, timeout_at};
+use url::Url;
+
+use super::calendar::{Window, until};
+use super::counter::{Confirmed, Counter, Grant, Report, hundredth};
+use super::store::{BATCH, Message, STACK_BYTES, Settle, Visit, gather};
+use super::{Limit, Period, Settled, StoreError};
+use crate::task;
+
+/// A Redis that several gateways count in.
+#[derive(Clone, Debug)]
+pub struct Redis {
+    /// `redis://host:6379/0`, or `rediss:` for TLS; a user and a password may be in it.
+    pub url: Url,
+    /// Goes over the password in `url`.
+    pub password: Option<SecretString>,
+    /// Begins every key, so that deployments can share a server.
+    pub namespace: String,
+    /// How much a gateway sets aside at a time; one asks for every request. `None`: a hundredth of the amount, a
+    /// thousand at most.
+    pub lease: Option<NonZeroU64>,
+    /// What happens while it cannot be asked.
+    pub on_store_down: OnStoreDown,
+}
+
+/// What happens to charges while the shared store cannot be asked, and nothing is set aside here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnStoreDown {
+    /// A hundredth of the amount is lent, a thousand at most, per gateway, key and window. Then as `Closed`.
+    Lease,
+    /// They are refused.
+    Closed,
+    /// They are lent without end.
+    Open,
+}
+
+/// How it goes with a shared store, since the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Whether requests are let through to it.
+    pub is_up: bool,
+    /// Round trips.
+    pub calls: u64,
+    /// Round trips that failed.
+    pub failures: u64,
+    /// Charges that were lent because it could not be asked.
+    pub lent: u64,
+    /// Charges that were refused because it could not be asked.
+    pub refused: u64,
+}
+
+/// A call takes no longer, with connecting if need be: it is on the way of a request.
+const BUDGET: Duration = Duration::from_millis(50);
+
+/// Connecting takes no longer where no request waits for it: TLS may need more than a call has.
+const CONNECT: Duration = Duration::from_secs(2);
+
+/// Failures in a row after which no request waits for the store.
+const FAILURES: u32 = 5;
+
+/// How often a store that failed is tried.
+const PROBE: Duration = Duration::from_millis(500);
+
+/// Longer than any window of the period, so that a window's row outlives it, and a clock that is set back a little.
+const fn lifetime_seconds(period: Period) -> u32 {
+    match period {
+        Period::Day => 2 * 86_400,
+        Period::Week => 2 * 7 * 86_400,
+        Period::Month => 2 * 31 * 86_400,
+    }
+}
+
+/// A Lua number is exact up to here.
+pub const LARGEST_AMOUNT: u64 = 1 << 53;
+
+static CHARGE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("shared/window.lua"), include_str!("shared/charge.lua"))));
+
+/// What the thread and the requests both see.
+#[derive(Debug)]
+pub(super) struct Shared {
+    on_store_down: OnStoreDown,
+    lease: Option<NonZeroU64>,
+    /// Set while no request is to wait for the store.
+    is_down: AtomicBool,
+    /// The number of the connection; counts up.
+    connection: AtomicU64,
+    calls: AtomicU64,
+    failures: AtomicU64,
+    lent: AtomicU64,
+    refused: AtomicU64,
+}
+
+impl Shared {
+    pub(super) fn lease(&self) -> Option<NonZeroU64> {
+        self.lease
+    }
+
+    /// Whether no request is to wait for the store.
+    pub(super) fn is_down(&self) -> bool {
+        self.is_down.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn connection(&self) -> u64 {
+        self.connection.load(Ordering::Relaxed)
+    }
+
+    /// How much may be lent of a window.
+    pub(super) fn allowance(&self, limit: Limit) -> u64 {
+        match self.on_store_down {
+            OnStoreDown::Lease => hundredth(limit),
+            OnStoreDown::Closed => 0,
+            OnStoreDown::Open => u64::MAX,
+        }
+    }
+
+    pub(super) fn count_lent(&self) {
+        self.lent.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn health(&self) -> Health {
+        Health {
+            is_up: !self.is_down(),
+            calls: self.calls.load(Ordering::Relaxed),
+            failures: self.failures.load(Ordering::Relaxed),
+            lent: self.lent.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Starts the thread. It connects by itself; a store that is not there yet is no reason not to start.
+pub(super) fn start(config: Redis, messages: mpsc::Receiver<Message>) -> Result<Arc<Shared>, StoreError> {
+    let shared = Arc::new(Shared {
+        on_store_down: config.on_store_down,
+        lease: config.lease,
+        is_down: AtomicBool::new(false),
+        connection: AtomicU64::new(0),
+        calls: AtomicU64::new(0),
+        failures: AtomicU64::new(0),
+        lent: AtomicU64::new(0),
+        refused: AtomicU64::new(0),
+    });
+    let mut keeper = Keeper {
+        client: client(&config)?,
+        namespace: config.namespace,
+        gateway: format!("{:016x}", getrandom::u64().map_err(|error| StoreError::Thread(error.into()))?),
+        connection: None,
+        call: 0,
+        failures: 0,
+        shared: Arc::clone(&shared),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StoreError::Thread)?;
+    task::thread("usage-store", STACK_BYTES, move || runtime.block_on(keeper.run(messages)))
+        .map_err(StoreError::Thread)?;
+    Ok(shared)
+}
+
+fn client(config: &Redis) -> Result<Client, StoreError> {
+    let info = config.url.as_str().into_connection_info().map_err(StoreError::Address)?;
+    let mut settings = info.redis_settings().clone();
+    if let Some(password) = &config.password {
+        settings = settings.set_password(password.expose_secret());
+    }
+    Client::open(info.set_redis_settings(settings)).map_err(StoreError::Address)
+}
+
+/// What the thread holds.
+struct Keeper {
+    client: Client,
+    namespace: String,
+    /// Tells this process from every other, and from itself before a restart.
+    gateway: String,
+    connection: Option<MultiplexedConnection>,
+    /// Of the last call; the store ignores what comes late.
+    call: u64,
+    /// In a row.
+    failures: u32,
+    shared: Arc<Shared>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("it took too long")]
+    Late,
+    #[error(transparent)]
+    Redis(#[from] RedisError),
+    #[error("the store's time is not on the calendar")]
+    Time(#[from] jiff::Error),
+}
+
+/// What the script answers: the window, what is given of it, what we hold, what of that is new, and the store's time in
+/// seconds and microseconds.
+type Answer = (Window, u64, u64, u64, i64, i32);
+
+/// What the script is asked about one key.
+struct Question {
+    key: String,
+    limit: Limit,
+    report: Report,
+    want: u64,
+}
+
+impl Keeper {
+    async fn run(&mut self, mut messages: mpsc::Receiver<Message>) {
+        // The first tick is at once: it connects before the first request asks.
+        let mut probes = tokio::time::interval(PROBE);
+        probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                message = messages.recv() => match message {
+                    Some(message) => self.take(message, &mut messages).await,
+                    None => return,
+                },
+                _ = probes.tick(), if self.connection.is_none() || self.failures > 0 => self.probe(&mut messages).await,
+            }
+        }
+    }
+
+    async fn take(&mut self, first: Message, messages: &mut mpsc::Receiver<Message>) {
+        let (visits, settlements) = gather(first, messages);
+        let visits: Vec<_> = visits.into_iter().filter_map(Visit::serve_known).collect();
+        if !visits.is_empty() {
+            self.answer(visits, messages).await;
+        }
+        for Settle { counters, reply, .. } in settlements {
+            // Who asked may have gone; the leases are settled all the same.
+            let _ = reply.send(self.settle(&counters).await);
+        }
+    }
+
+    async fn answer(&mut self, visits: Vec<Visit>, messages: &mut mpsc::Receiver<Message>) {
+        let questions = visits.iter().map(|visit| self.question(&visit.counter, |left| visit.wanted(left))).collect();
+        let grants = self.ask(questions).await;
+        // Before anybody hears of it, who may then ask about something else.
+        if grants.iter().all(Option::is_none) {
+            refuse_waiting(messages);
+        }
+        for (visit, grant) in visits.into_iter().zip(grants) {
+            if let Some(grant) = grant {
+                visit.serve(grant);
+            } else {
+                visit.counter.doubt();
+                visit.refuse();
+            }
+        }
+    }
+
+    /// Gives back the leases of `counters`, and tells the store what it does not know.
+    async fn settle(&mut self, counters: &[Arc<Counter>]) -> Result<Settled, StoreError> {
+        let mut settled = Settled { counters: 0 };
+        for counters in counters.chunks(BATCH) {
+            let counters: Vec<_> = counters.iter().filter(|counter| self.has_news(counter)).collect();
+            let questions = counters.iter().map(|counter| self.question(counter, |_| 0)).collect::<Vec<_>>();
+            if questions.is_empty() {
+                continue;
+            }
+            for (counter, grant) in counters.iter().zip(self.ask(questions).await) {
+                let Some(grant) = grant else {
+                    counter.doubt();
+                    return Err(StoreError::Unreachable);
+                };
+                counter.receive(grant, std::iter::empty());
+                settled.counters += 1;
+            }
+        }
+        Ok(settled)
+    }
+
+    /// Takes back what is left here, and says whether the store should be told.
+    fn has_news(&self, counter: &Counter) -> bool {
+        let is_unconfirmed = counter.is_unconfirmed(self.shared.connection());
+        counter.return_lease().is_some() || is_unconfirmed
+    }
+
+    /// Connects, and asks for nothing of a key that nobody has: whether the store is there, and can be written.
+    async fn probe(&mut self, messages: &mut mpsc::Receiver<Message>) {
+        if self.connection.is_none() && !self.connect_meanwhile(messages).await {
+            return;
+        }
+        let limit = Limit { amount: NonZeroU64::MIN, period: Period::Day };
+        let report = Report { window: None, confirmed: 0, held: 0, seen: 0, left: 0 };
+        let probe = Question { key: format!("{}:probe", self.namespace), limit, report, want: 0 };
+        if self.ask(vec![probe]).await.iter().any(Option::is_none) {
+            refuse_waiting(messages);
+        }
+    }
+
+    /// Connects while it refuses who asks. Whether there is a connection now.
+    async fn connect_meanwhile(&mut self, messages: &mut mpsc::Receiver<Message>) -> bool {
+        let client = self.client.clone();
+        let mut connecting = pin!(connect(&client, Instant::now() + CONNECT));
+        let connected = loop {
+            tokio::select! {
+                connected = &mut connecting => break connected,
+                Some(message) = messages.recv() => refuse(message),
+            }
+        };
+        match connected {
+            Ok(connection) => {
+                self.keep(connection);
+                true
+            }
+            Err(failure) => {
+                self.shared.calls.fetch_add(1, Ordering::Relaxed);
+                self.note(Err(failure));
+                false
+            }
+        }
+    }
+
+    fn question(&self, counter: &Counter, want: impl FnOnce(u64) -> u64) -> Question {
+        let report = counter.report();
+        let key = format!("{}:quota:{}:{}", self.namespace, counter.key_id, counter.limit.period.name());
+        Question { key, limit: counter.limit, want: want(report.left), report }
+    }
+
+    /// One round trip for all `questions`. `None` for those that were not answered.
+    async fn ask(&mut self, questions: Vec<Question>) -> Vec<Option<Grant>> {
+        self.call += 1;
+        self.shared.calls.fetch_add(1, Ordering::Relaxed);
+        let sent = Instant::now();
+        let answers = match self.connected(sent + BUDGET).await {
+            Err(failure) => {
+                self.note(Err(failure));
+                return questions.iter().map(|_| None).collect();
+            }
+            Ok(connection) => {
+                let asked = questions.iter().map(|question| self.ask_one(connection.clone(), question, sent));
+                join_all(asked).await
+            }
+        };
+        let (mut grants, mut failure) = (Vec::with_capacity(answers.len()), None);
+        for answer in answers {
+            grants.push(answer.map_err(|error| failure = Some(error)).ok());
+        }
+        // One key that cannot be read does not make a dead store of it, as long as others can.
+        let some = grants.iter().any(Option::is_some);
+        self.note(failure.filter(|_| !some).map_or(Ok(()), Err));
+        grants
+    }
+
+    async fn ask_one(
+        &self,
+        mut connection: MultiplexedConnection,
+        question: &Question,
+        sent: Instant,
+    ) -> Result<Grant, Failure> {
+        let Question { key, limit, report, want } = question;
+        let mut call = CHARGE.key(key);
+        call.arg(limit.period.name()).arg(limit.amount.get()).arg(lifetime_seconds(limit.period));
+        call.arg(&self.gateway).arg(self.call);
+        call.arg(report.window.map(|window| window.to_string()).unwrap_or_default());
+        call.arg(report.confirmed).arg(report.held).arg(report.seen).arg(*want);
+        let answer: Answer = timeout_at(sent + BUDGET, call.invoke_async(&mut connection)).await.map_err(late)??;
+        let (window, given, held, granted, second, microsecond) = answer;
+        let now = Timestamp::new(second, microsecond.saturating_mul(1000))?;
+        // The store looked at its clock after we sent, so this is not later than its end of the window.
+        let ends = sent + until(now, limit.period.end(window));
+        let connection = self.shared.connection();
+        Ok(Grant { window, given, granted, shared: Some(Confirmed { held, ends, connection }) })
+    }
+
+    async fn connected(&mut self, until: Instant) -> Result<MultiplexedConnection, Failure> {
+        if let Some(connection) = &self.connection {
+            return Ok(connection.clone());
+        }
+        let connection = connect(&self.client, until).await?;
+        Ok(self.keep(connection))
+    }
+
+    fn keep(&mut self, connection: MultiplexedConnection) -> MultiplexedConnection {
+        self.shared.connection.fetch_add(1, Ordering::Relaxed);
+        self.connection.insert(connection).clone()
+    }
+
+    /// Logs when the store goes down and when it is back, not every call in between.
+    fn note(&mut self, outcome: Result<(), Failure>) {
+        let was_down = self.shared.is_down();
+        match outcome {
+            Ok(()) => {
+                self.failures = 0;
+                self.shared.is_down.store(false, Ordering::Relaxed);
+                if was_down {
+                    tracing::info!("the shared quota store answers again");
+                }
+            }
+            Err(failure) => {
+                // Whatever went wrong, a new connection may lead to a server that can.
+                self.connection = None;
+                self.failures = self.failures.saturating_add(1);
+                self.shared.failures.fetch_add(1, Ordering::Relaxed);
+                if self.failures >= FAILURES && !was_down {
+                    self.shared.is_down.store(true, Ordering::Relaxed);
+                    tracing::error!(
+                        error = &failure as &dyn std::error::Error,
+                        "the shared quota store cannot be used; requests do not wait for it until it answers"
+                    );
+                }
+            }
+        }
+    }
+}
+
+async fn connect(client: &Client, until: Instant) -> Result<MultiplexedConnection, Failure> {
+    // The crate's own limits are for each step; ours is for all of them.
+    let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+    let connecting = client.get_multiplexed_async_connection_with_config(&config);
+    Ok(timeout_at(until, connecting).await.map_err(late)??)
+}
+
+fn late(_elapsed: tokio::time::error::Elapsed) -> Failure {
+    Failure::Late
+}
+
+/// Those who waited behind a call that failed have waited long enough.
+fn refuse_waiting(messages: &mut mpsc::Receiver<Message>) {
+    while let Ok(message) = messages.try_recv() {
+        refuse(message);
+    }
+}
+
+fn refuse(message: Message) {
+    match message {
+        Message::Ask(ask) => ask.refuse(),
+        // Who gave up waiting does not need the answer.
+        Message::Settle(Settle { reply, .. }) => drop(reply.send(Err(StoreError::Unreachable))),
+    }
+}
