@@ -244,7 +244,8 @@ fn serve_and_tell(config: Config, tell: impl AsyncFnOnce(&Running)) -> anyhow::R
         .build()
         .context("cannot start the async runtime")?;
     runtime.block_on(async {
-        let running = start(config, Surroundings::of_the_machine()?).await?;
+        // On the heap: it is built once, and large.
+        let running = Box::pin(start(config, Surroundings::of_the_machine()?)).await?;
         tell(&running).await;
         tokio::select! {
             signal = signalled() => info!("{} received; finishing what is under way, once more to exit at once", signal?),
