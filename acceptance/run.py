@@ -362,6 +362,8 @@ def read_samples(s3, folder):
     frames = {}
     for page in s3.get_paginator("list_objects_v2").paginate(Bucket="samples"):
         for item in page.get("Contents", []):
+            if "/_manifest/" in item["Key"]:
+                continue
             path = folder / "object.parquet"
             s3.download_file("samples", item["Key"], str(path))
             name = re.search(r"model=([^/]+)/", item["Key"]).group(1)
