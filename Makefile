@@ -13,6 +13,8 @@ demo: lib/libonnxruntime ## build, serve the bundled model, print a key and a cu
 	./target/release/modelgate demo
 
 test: lib/libonnxruntime servers ## every test, against real MLflow and Redis servers
+	@# As a user builds it: what only the tests' dependencies switch on is off.
+	$(CARGO) check --locked --bin modelgate
 	$(CARGO) test --locked
 
 check: lib/libonnxruntime ## format, lints, licences and advisories
