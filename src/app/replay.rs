@@ -18,8 +18,8 @@ use crate::capture::sink;
 use crate::capture::stored::{Search, Stored};
 use crate::config::{self, Config};
 use crate::manager;
-use crate::model::features::{Inputs, Raw};
-use crate::model::{Cell, Features, Model, Outputs, Prediction, Value};
+use crate::model::features::Inputs;
+use crate::model::{Features, Model, Outputs, Prediction, Value};
 use crate::registry::Found;
 use crate::registry::cache::Cache;
 
@@ -167,22 +167,12 @@ fn inputs(stored: &Stored, features: &Features) -> anyhow::Result<Inputs> {
     for row in &stored.rows {
         rows.begin();
         for (cell, feature) in row.cells.iter().zip(list) {
-            rows.set(&feature.field, raw(cell));
+            rows.set(&feature.field, cell.into());
         }
         rows.end();
     }
     let unfit = "the configuration of the model does not take what it took when the request was answered";
     rows.finish().context(unfit)
-}
-
-fn raw(cell: &Cell) -> Raw<'_> {
-    match cell {
-        Cell::Missing => Raw::Null,
-        Cell::Boolean(value) => Raw::Boolean(*value),
-        Cell::Integer(value) => Raw::Integer(*value),
-        Cell::Float(value) => Raw::Float(*value),
-        Cell::Text(text) => Raw::Text(text),
-    }
 }
 
 impl Report {

@@ -141,6 +141,19 @@ pub enum Raw<'a> {
     Nested(&'static str),
 }
 
+/// A cell that was read before, to be read again.
+impl<'c> From<&'c Cell> for Raw<'c> {
+    fn from(cell: &'c Cell) -> Self {
+        match cell {
+            Cell::Missing => Self::Null,
+            Cell::Boolean(value) => Self::Boolean(*value),
+            Cell::Integer(value) => Self::Integer(*value),
+            Cell::Float(value) => Self::Float(*value),
+            Cell::Text(text) => Self::Text(text),
+        }
+    }
+}
+
 /// What is wrong with one field of one row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldError {

@@ -6,9 +6,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Config, Finding, Stop, passed, skipped};
-use crate::model::features::Raw;
 use crate::model::outputs::Value;
-use crate::model::{Cell, Features, Inputs, InvalidInput, Model, Outputs};
+use crate::model::{Features, Inputs, InvalidInput, Model, Outputs};
 
 /// Below this many rows a share says nothing.
 const MIN_ROWS: usize = 32;
@@ -104,22 +103,12 @@ fn translate(from: &Features, inputs: &Inputs, to: &Features) -> Result<Inputs, 
         rows.begin();
         for (feature, cell) in from.list().iter().zip(inputs.row(row)) {
             if to.has(&feature.field) {
-                rows.set(&feature.field, raw(cell));
+                rows.set(&feature.field, cell.into());
             }
         }
         rows.end();
     }
     rows.finish()
-}
-
-fn raw(cell: &Cell) -> Raw<'_> {
-    match cell {
-        Cell::Missing => Raw::Null,
-        Cell::Boolean(value) => Raw::Boolean(*value),
-        Cell::Integer(value) => Raw::Integer(*value),
-        Cell::Float(value) => Raw::Float(*value),
-        Cell::Text(text) => Raw::Text(text),
-    }
 }
 
 fn reason(error: &InvalidInput) -> String {
