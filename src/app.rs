@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use aws_config::SdkConfig;
+use futures_util::FutureExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
@@ -29,8 +30,8 @@ use crate::model::runtime::Runtime;
 use crate::model::shadow::Comparer;
 use crate::model::{self, Models, orders, shadow};
 use crate::quota::Quota;
-use crate::registry::Registry;
 use crate::registry::cache::Cache;
+use crate::registry::{self, Registry, S3};
 use crate::server::{self, Readiness, State, Traffic, Webhook};
 use crate::task::{self, Tasks};
 use crate::telemetry;
@@ -117,7 +118,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     let (capture, capture_writer) = open_capture(config.capture, &aws, seed).await?;
     let (models, publisher) = model::published(config.manager.models.iter().map(|model| model.name.clone()));
     let cache = Cache::open(config.data_dir.join("cache")).context("cannot open the model cache")?;
-    let registry = Registry::new(config.registry, http_client()?);
+    let registry = open_registry(config.registry, &aws)?;
     let poll_interval = config.manager.poll_interval;
     let history = History::open(&config.data_dir.join("history.db")).context("cannot open the history of versions")?;
     let (orders, inbox) = orders::channel();
@@ -324,9 +325,28 @@ fn http_client() -> anyhow::Result<reqwest::Client> {
         .context("cannot build the HTTP client")
 }
 
+/// The registry, with a way to read what it keeps in S3 and does not hand on.
+fn open_registry(config: registry::Config, aws: &Aws) -> anyhow::Result<Registry> {
+    let endpoint = match &config {
+        registry::Config::Mlflow(server) => server.s3_endpoint.clone(),
+        registry::Config::Directory(_) => None,
+    };
+    let aws = aws.clone();
+    let connect = move || {
+        let (aws, endpoint) = (aws.clone(), endpoint.clone());
+        async move {
+            let config = aws.config().await;
+            let at = endpoint.map(|endpoint| config.to_builder().endpoint_url(endpoint).build());
+            s3_client(at.as_ref().unwrap_or(config))
+        }
+        .boxed()
+    };
+    Ok(Registry::new(config, http_client()?).with_s3(S3::new(connect)))
+}
+
 /// The AWS SDK's configuration, looked up only by those who need it: without a region it asks the instance's metadata.
-#[derive(Default)]
-struct Aws(OnceCell<SdkConfig>);
+#[derive(Clone, Default)]
+struct Aws(Arc<OnceCell<SdkConfig>>);
 
 impl Aws {
     async fn config(&self) -> &SdkConfig {

@@ -8,8 +8,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream;
 use jiff::Timestamp;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
@@ -19,6 +17,7 @@ use tracing::{debug, info, warn};
 use crate::clock::Clock;
 use crate::drift::Drift;
 use crate::model::features::Settings;
+use crate::model::loading::Loading;
 use crate::model::orders::{Answer, Event, Inbox, Kind, Operator, Refused};
 use crate::model::outputs::Decision;
 use crate::model::runtime::Runtime;
@@ -40,9 +39,6 @@ use history::{History, Stance};
 use judge::Rollout;
 pub use loader::Unfit;
 use policy::{Action, Failed, View};
-
-/// Models asked about at one time.
-const QUESTIONS_AT_ONCE: usize = 8;
 
 /// How often versions on trial are judged, and those that were replaced are looked at until their last request has left.
 const PULSE: Duration = Duration::from_millis(500);
@@ -156,8 +152,12 @@ struct Followed {
     trial: Option<OnTrial>,
     refused: Option<(Found, String)>,
     failed: Option<Failed>,
+    /// A version on its way.
+    loading: Option<Arc<Loading>>,
     verdict: Option<(Version, Arc<Verdict>)>,
     silent_since: Option<Timestamp>,
+    /// What came instead of the last answer.
+    silence: String,
     settled_until: Option<Timestamp>,
     stance: Stance,
     wish: Option<Wish>,
@@ -326,13 +326,10 @@ impl Manager {
 
     /// What the registry says of each model, in the order of the models.
     fn ask(&self) -> impl Future<Output = Vec<Result<Found, RegistryError>>> + use<> {
-        let ask = |model: &Followed| {
-            let (registry, select) = (self.registry.clone(), model.select());
-            let registered_model = model.config.registered_model.clone();
-            async move { registry.resolve(&registered_model, &select).await }
-        };
-        let questions: Vec<_> = self.models.iter().map(ask).collect();
-        stream::iter(questions).buffered(QUESTIONS_AT_ONCE).collect()
+        let wanted = |model: &Followed| (model.config.registered_model.clone(), model.select());
+        let wanted: Vec<_> = self.models.iter().map(wanted).collect();
+        let registry = self.registry.clone();
+        async move { registry.resolve_all(&wanted).await }
     }
 
     async fn reconcile(
@@ -386,9 +383,30 @@ impl Manager {
             round.switched.push((name, found.version));
             return Ok(());
         }
+        let loading = Arc::new(Loading::new(found.version, self.clock.now()));
+        self.models[index].loading = Some(Arc::clone(&loading));
+        self.report(index);
+        let brought = self.fetch(index, found, cause, now, round, &loading).await;
+        self.models[index].loading = None;
+        self.report(index);
+        brought
+    }
+
+    /// The same for a version that is not loaded; `loading` hears how far it has come.
+    async fn fetch(
+        &mut self,
+        index: usize,
+        found: &Found,
+        cause: Cause,
+        now: Timestamp,
+        round: &mut Round,
+        loading: &Arc<Loading>,
+    ) -> Result<(), Refused> {
+        let name = self.models[index].config.name.clone();
         info!(model.name = %name, model.version = %found.version, "fetching `{name}` version {}", found.version);
         let (registry, cache, wanted) = (self.registry.clone(), self.cache.clone(), found.clone());
-        let fetched = match self.attend(async move { registry.fetch(&wanted, &cache).await }).await {
+        let told = Arc::clone(loading);
+        let fetched = match self.attend(async move { registry.fetch(&wanted, &cache, &told).await }).await {
             Ok(fetched) => fetched,
             Err(RegistryError::BadArtifacts(reason)) => {
                 self.refuse(index, found, None, &reason, round).await;
@@ -403,6 +421,7 @@ impl Manager {
             info!(model.name = %name, model.version = %found.version, "`{name}` moved on while version {} was fetched", found.version);
             return Ok(());
         }
+        loading.is_here();
         let digest = fetched.digest.to_string();
         let barred = self.models[index].stance.bars(found, Some(&digest)).map(|barred| barred.why.clone());
         if let (Some(why), Cause::Registry) = (barred, &cause) {
@@ -618,6 +637,7 @@ impl Manager {
             aspired: followed.wanted.as_ref().map(|found| found.version),
             trouble: followed.trouble(),
             stale_since: followed.silent_since,
+            loading: followed.loading.clone(),
             verdict: followed.verdict.clone(),
             pinned: followed.stance.pin.map(Version),
             previous: followed.previous.as_ref().map(|candidate| candidate.found.version),
@@ -726,8 +746,10 @@ impl Followed {
             trial: None,
             refused: None,
             failed: None,
+            loading: None,
             verdict: None,
             silent_since: None,
+            silence: String::new(),
             settled_until: None,
             stance,
             wish: None,
@@ -776,6 +798,7 @@ impl Followed {
 
     /// Says once that the registry fell silent, not at every round.
     fn not_heard(&mut self, error: &RegistryError, now: Timestamp) {
+        self.silence = error.to_string();
         if self.silent_since.is_none() {
             let name = &self.config.name;
             let meanwhile = if self.serving.is_some() { "what is served stays" } else { "nothing is served yet" };
@@ -793,7 +816,9 @@ impl Followed {
                 "version {} cannot be fetched or tried, {} attempts so far",
                 failed.found.version, failed.attempts
             )),
-            (None, None, None) if self.silent_since.is_some() => Some("the registry gives no answer".to_owned()),
+            (None, None, None) if self.silent_since.is_some() => {
+                Some(format!("the registry gives no version to serve: {}", self.silence))
+            }
             (None, None, None) => None,
         }
     }

@@ -15,7 +15,7 @@ use url::Url;
 use super::layer::{Origin, Value, mask_url};
 use super::reader::Section;
 use super::value::{
-    Parsed, SECOND, Wrong, address, boolean, duration, finite, map, number, path, size, text, text_as, texts, whole,
+    Parsed, SECOND, Wrong, address, boolean, duration, finite, list, map, number, path, size, text, text_as, texts, whole,
     word,
 };
 use super::{Purpose, variable};
@@ -94,6 +94,8 @@ pub(super) fn engine(mut s: Section<'_>, processors: NonZeroUsize) -> usize {
     slots
 }
 
+const FOLDERS: &str = "a list of folders in S3, such as [\"s3://bucket/folder\"]";
+
 enum Location {
     Server(Url),
     Directory(PathBuf),
@@ -116,13 +118,24 @@ pub(super) fn registry(mut s: Section<'_>) -> Registry {
     let workspace = s.optional("workspace", text);
     let write_back = s.switch("write_back");
     let webhook_secret = secret(&mut s, "webhook_secret", "webhook_secret_file");
+    let artifact_roots = s.optional("artifact_roots", list(FOLDERS, text_as("s3://bucket/folder", |text| text.parse().ok())));
+    let artifact_roots = artifact_roots.unwrap_or_default();
+    let s3_endpoint = s.optional("s3_endpoint", text_as("\"http://…\" or \"https://…\"", endpoint));
     s.finish();
     let config = match location {
         Location::Directory(root) => registry::Config::Directory(root),
         Location::Server(mut uri) => {
             let in_uri = take_credentials(&mut uri);
             let credentials = if matches!(given, Credentials::None) { in_uri } else { given };
-            registry::Config::Mlflow(registry::Mlflow { uri, credentials, timeout, workspace, max_bytes })
+            registry::Config::Mlflow(registry::Mlflow {
+                uri,
+                credentials,
+                timeout,
+                workspace,
+                max_bytes,
+                artifact_roots,
+                s3_endpoint,
+            })
         }
     };
     Registry { config, poll_interval, write_back, webhook_secret }
@@ -135,6 +148,10 @@ fn location(text: &str) -> Option<Location> {
     let url = Url::parse(text).ok()?;
     let plain = matches!(url.scheme(), "http" | "https") && url.query().is_none() && url.fragment().is_none();
     plain.then_some(Location::Server(url))
+}
+
+fn endpoint(text: &str) -> Option<Url> {
+    Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"))
 }
 
 /// The directory in `file:directory` or `file:///directory`.

@@ -17,6 +17,7 @@ mod mlflow;
 mod numeric;
 mod process;
 mod quota;
+mod registry;
 mod replay;
 mod rollout;
 mod server;

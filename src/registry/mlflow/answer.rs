@@ -91,6 +91,18 @@ impl Answer {
         }
     }
 
+    /// Whether the server does not understand the question.
+    pub(super) fn is_bad_request(&self) -> bool {
+        self.status == StatusCode::BAD_REQUEST
+    }
+
+    /// Whether another question would have no better answer: the server is away, busy, or does not know us.
+    pub(super) fn speaks_for_all(&self) -> bool {
+        self.status.is_server_error()
+            || matches!(self.status, StatusCode::UNAUTHORIZED | StatusCode::TOO_MANY_REQUESTS)
+            || self.status.is_redirection()
+    }
+
     /// What an answer other than the one asked for means.
     pub(super) fn refusal(&self, asked: Asked<'_>) -> RegistryError {
         let said = self.said();
