@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use aws_sdk_cloudwatch::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_cloudwatch::primitives::DateTime;
 use aws_sdk_cloudwatch::types::{MetricDatum, StandardUnit};
 
 use super::operate::table;
@@ -125,7 +126,9 @@ fn writable(folder: &Path) -> Result<String, String> {
 /// Sends one figure under a name of its own, so that no real one is touched.
 async fn cloudwatch(namespace: &str, aws: &Aws) -> Finding {
     let client = crate::metrics::cloudwatch::client(aws.config().await);
-    let datum = MetricDatum::builder().metric_name("Doctor").unit(StandardUnit::Count).value(1.0).build();
+    let now = DateTime::from_secs(Clock::system().now().as_second());
+    let datum =
+        MetricDatum::builder().metric_name("Doctor").timestamp(now).unit(StandardUnit::Count).value(1.0).build();
     let sent = client.put_metric_data().namespace(namespace).metric_data(datum).send().await;
     let cure = |error| {
         let permission = format!("cloudwatch:PutMetricData for the namespace {namespace}");
@@ -181,10 +184,14 @@ impl Refusal {
     fn cure(&self, permission: &str, endpoint: &str) -> String {
         let cure = match self.kind {
             Kind::NoIdentity => "give this process an identity: a role, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-            Kind::UnknownIdentity => "are AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN right, and the clock?",
+            Kind::UnknownIdentity => {
+                "are AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN right, and the clock?"
+            }
             Kind::NotAllowed => return format!("{self}: give this identity {permission}"),
             Kind::NoAnswer => {
-                return format!("{self}: is the network open, and are AWS_REGION and {endpoint}, where it is set, right?");
+                return format!(
+                    "{self}: is the network open, and are AWS_REGION and {endpoint}, where it is set, right?"
+                );
             }
             Kind::NoSuchPlace | Kind::Other => return format!("{self}: does this identity have {permission}?"),
         };

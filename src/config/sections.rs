@@ -15,8 +15,8 @@ use url::Url;
 use super::layer::{Origin, Value, mask_url};
 use super::reader::Section;
 use super::value::{
-    Parsed, SECOND, Wrong, address, boolean, duration, finite, list, map, number, path, size, text, text_as, texts, whole,
-    word,
+    Parsed, SECOND, Wrong, address, boolean, duration, finite, list, map, number, path, size, text, text_as, texts,
+    whole, word,
 };
 use super::{Purpose, variable};
 use crate::auth::{Access, PlanName};
@@ -118,7 +118,8 @@ pub(super) fn registry(mut s: Section<'_>) -> Registry {
     let workspace = s.optional("workspace", text);
     let write_back = s.switch("write_back");
     let webhook_secret = secret(&mut s, "webhook_secret", "webhook_secret_file");
-    let artifact_roots = s.optional("artifact_roots", list(FOLDERS, text_as("s3://bucket/folder", |text| text.parse().ok())));
+    let artifact_roots =
+        s.optional("artifact_roots", list(FOLDERS, text_as("s3://bucket/folder", |text| text.parse().ok())));
     let artifact_roots = artifact_roots.unwrap_or_default();
     let s3_endpoint = s.optional("s3_endpoint", text_as("\"http://…\" or \"https://…\"", endpoint));
     s.finish();

@@ -212,7 +212,7 @@ impl Client {
     }
 
     fn asked<'a>(&'a self, what: &'a str) -> Asked<'a> {
-        Asked { host: &self.host, what, with_credentials: !matches!(self.config.credentials, Credentials::None) }
+        Asked { host: &self.host, what, credentials: &self.config.credentials }
     }
 
     /// The whole answer to a question, within the time for one.

@@ -108,7 +108,9 @@ mod tests {
 
     #[test]
     fn only_folders_are_folders() {
-        for text in ["", "s3://", "s3:///a", "models/a", "S3://a", "s3://a//b", "s3://a/../b", "s3://a/%2e%2e", "s3://a:1/b"] {
+        for text in
+            ["", "s3://", "s3:///a", "models/a", "S3://a", "s3://a//b", "s3://a/../b", "s3://a/%2e%2e", "s3://a:1/b"]
+        {
             assert!(text.parse::<S3Folder>().is_err(), "{text}");
         }
     }

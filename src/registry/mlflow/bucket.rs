@@ -62,11 +62,7 @@ impl Bucket {
     }
 
     /// One object, from `start` on; as long as it is still the one with `etag`.
-    pub(super) async fn get(
-        &self,
-        path: &RelativePath,
-        part: Option<(u64, &str)>,
-    ) -> Result<GetObjectOutput, S3Error> {
+    pub(super) async fn get(&self, path: &RelativePath, part: Option<(u64, &str)>) -> Result<GetObjectOutput, S3Error> {
         let key = format!("{}/{path}", self.folder.path.join("/"));
         let ask = self.client.get_object().bucket(&self.folder.bucket).key(key);
         let ask = match part {
@@ -95,6 +91,7 @@ fn classify<E: ProvideErrorMetadata + Error + 'static>(
 
 /// An error and its causes, in one line.
 fn whole(error: &(dyn Error + 'static)) -> String {
-    let causes: Vec<_> = std::iter::successors(Some(error), |error| (**error).source()).map(ToString::to_string).collect();
+    let causes: Vec<_> =
+        std::iter::successors(Some(error), |error| (**error).source()).map(ToString::to_string).collect();
     printable(&causes.join(": "), 300)
 }

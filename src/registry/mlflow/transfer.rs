@@ -293,9 +293,9 @@ async fn keep_what_is_good(incoming: &mut Incoming, expected: &mut Expected) -> 
 fn refused_by_s3(path: &RelativePath, error: S3Error) -> RegistryError {
     match error {
         S3Error::Away(why) => RegistryError::Unreachable(why),
-        S3Error::Denied(why) => {
-            RegistryError::Refused(format!("cannot read `{path}` in S3 ({why}): this identity needs s3:GetObject there"))
-        }
+        S3Error::Denied(why) => RegistryError::Refused(format!(
+            "cannot read `{path}` in S3 ({why}): this identity needs s3:GetObject there"
+        )),
         // It was listed: it is there or will be.
         S3Error::Missing | S3Error::Changed => RegistryError::Incomplete(format!("there is no `{path}`")),
     }

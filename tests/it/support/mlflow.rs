@@ -45,14 +45,11 @@ pub(crate) fn v3_direct() -> &'static Server {
     SERVER.get_or_init(|| Server::start(3, "direct"))
 }
 
-/// MLflow 3 run with `--no-serve-artifacts` and its artifacts in S3, at [`S3_ROOT`].
+/// MLflow 3 run with `--no-serve-artifacts` and its artifacts in S3, at `s3://samples/mlflow`.
 pub(crate) fn v3_bucket() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
     SERVER.get_or_init(|| Server::start(3, "bucket"))
 }
-
-/// Where the artifacts of [`v3_bucket`] are.
-pub(crate) const S3_ROOT: &str = "s3://samples/mlflow";
 
 /// MLflow 3 with basic authentication, run with `--static-prefix /mlflow`. The address holds [`PASSWORD`].
 pub(crate) fn v3_guarded() -> &'static Server {

@@ -33,6 +33,10 @@ os.environ.update(
     _MLFLOW_SERVER_SERVE_ARTIFACTS="true" if proxied else "false",
     MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
     MLFLOW_DISABLE_TELEMETRY="true",
+    # Its webhooks go to gateways on the loopback.
+    MLFLOW_WEBHOOK_ALLOWED_SCHEMES="http",
+    MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS="true",
+    MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY="bm90IGEgc2VjcmV0LCBvbmx5IGEgdGVzdCBvZiBvbmU=",
 )
 if kind == "guarded":
     # Without the cache each request costs the server half a second.
