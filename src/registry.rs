@@ -57,6 +57,8 @@ pub struct Mlflow {
     pub workspace: Option<String>,
     /// No version larger than this is fetched.
     pub max_bytes: u64,
+    /// Certificates to trust besides the system's, in PEM.
+    pub ca_file: Option<PathBuf>,
     /// Folders in S3, besides the server's own artifact root, that versions are read from with our own identity.
     pub artifact_roots: Vec<S3Folder>,
     /// Where that S3 is, if it is not the SDK's.

@@ -116,6 +116,7 @@ pub(super) fn registry(mut s: Section<'_>) -> Registry {
     let max_bytes = s.defaulted("max_bytes", size(ByteSize::kib(1)..=ByteSize::tib(1)));
     let given = credentials(&mut s);
     let workspace = s.optional("workspace", text);
+    let ca_file = s.optional("ca_file", path);
     let write_back = s.switch("write_back");
     let webhook_secret = secret(&mut s, "webhook_secret", "webhook_secret_file");
     let artifact_roots =
@@ -134,6 +135,7 @@ pub(super) fn registry(mut s: Section<'_>) -> Registry {
                 timeout,
                 workspace,
                 max_bytes,
+                ca_file,
                 artifact_roots,
                 s3_endpoint,
             })

@@ -20,6 +20,7 @@ mod process;
 mod quota;
 mod registry;
 mod registry_away;
+mod registry_tls;
 mod replay;
 mod rollout;
 mod server;

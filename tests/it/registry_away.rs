@@ -360,7 +360,8 @@ async fn a_gateway_reads_s3_with_the_credentials_of_its_environment() {
     let binary = Binary::serve_with(
         &file,
         &[
-            ("MLFLOW_S3_ENDPOINT_URL", &s3.endpoint()),
+            ("MLFLOW_S3_ENDPOINT_URL", &s3.endpoint().replace("127.0.0.1", "localhost")),
+            ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1"),
             ("AWS_ACCESS_KEY_ID", s3::ACCESS_KEY),
             ("AWS_SECRET_ACCESS_KEY", SECRET),
             ("AWS_REGION", "us-east-1"),

@@ -105,12 +105,16 @@ async fn a_real_mlflow_says_that_an_alias_moved() {
     let gate = site.start("open").await;
     gate.serves("sum", 1).await;
     let webhook = json!({
-        "name": "to the gateway", "url": format!("http://{}/admin/registry-webhook", gate.admin), "secret": SECRET,
+        "name": "to-the-gateway", "url": format!("http://{}/admin/registry-webhook", gate.admin), "secret": SECRET,
         "events": [{ "entity": "MODEL_VERSION_ALIAS", "action": "CREATED" }], "status": "ACTIVE",
     });
-    server.post("webhooks", webhook).await;
+    let made = server.post("webhooks", webhook).await;
     server.set_alias(NAME, "champion", 2).await;
-    // The next poll is an hour away.
+    // The server may not think of a new webhook for a minute, unless it is asked to try it. The next poll is an hour away.
+    let id = made["webhook"]["webhook_id"].as_str().unwrap();
+    let event = json!({ "event": { "entity": "MODEL_VERSION_ALIAS", "action": "CREATED" } });
+    let tried = server.post(&format!("webhooks/{id}/test"), event).await;
+    assert_eq!(tried["result"]["response_status"], 202, "{tried}");
     gate.serves("sum", 2).await;
     gate.stop().await;
 }

@@ -96,6 +96,7 @@ pub(crate) fn mlflow_at(uri: &Url) -> Mlflow {
         timeout: Duration::from_secs(30),
         workspace: None,
         max_bytes: 64 << 20,
+        ca_file: None,
         artifact_roots: Vec::new(),
         s3_endpoint: None,
     }
