@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use aws_config::SdkConfig;
+use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::auth::ApiKeys;
+use crate::auth::{ApiKeys, PinTo};
 use crate::capture::sink::Sink;
 use crate::capture::{self, Capture};
 use crate::clock::Clock;
@@ -27,7 +28,7 @@ use crate::manager::{Manager, Parts};
 use crate::metrics::{Metrics, cloudwatch};
 use crate::model::runtime::Runtime;
 use crate::model::shadow::Comparer;
-use crate::model::{self, Models, orders, shadow};
+use crate::model::{self, Models, Target, held, orders, shadow};
 use crate::quota::Quota;
 use crate::registry::Registry;
 use crate::registry::cache::Cache;
@@ -109,7 +110,10 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     let Surroundings { clock, seed } = surroundings;
     make_data_dir(&config.data_dir)?;
     let runtime = load_runtime(config.onnxruntime.clone()).await?;
-    let keys = Arc::new(ApiKeys::open(config.auth, &mut getrandom::fill)?);
+    let keys = ApiKeys::open(config.auth, &mut getrandom::fill)?.with_pins(config.pins);
+    let keys = Arc::new(keys);
+    let (tell, stays) = held::line();
+    tell.send_replace(who_stays(&keys, clock.now()));
     let quota = Arc::new(Quota::open(config.quota)?);
     let metrics = Metrics::new(config.metrics);
     let drift = Drift::new(config.drift);
@@ -129,6 +133,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
         publisher,
         drift: drift.clone(),
         inbox,
+        stays,
         history,
         clock: clock.clone(),
     };
@@ -172,7 +177,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     front.spawn("admin-listener", server::serve(admin, admin_routes, config.server, front.stopping()));
     back.spawn("registry", follow_registry(manager, seed, back.stopping()));
     back.spawn("shadow", compare(comparer, back.stopping()));
-    back.spawn("keys", refresh_keys(keys, back.stopping()));
+    back.spawn("keys", refresh_keys(keys, tell, clock.clone(), back.stopping()));
     back.spawn("usage", settle_usage(quota, clock.clone(), back.stopping()));
     back.spawn("drift", follow_drift(drift, running.models.clone(), metrics.clone(), clock.clone(), back.stopping()));
     if let Some(writer) = capture_writer {
@@ -373,12 +378,25 @@ async fn compare(mut comparer: Comparer, stop: CancellationToken) {
     }
 }
 
-async fn refresh_keys(keys: Arc<ApiKeys>, stop: CancellationToken) {
+/// What callers stay on, for the control plane.
+fn who_stays(keys: &ApiKeys, now: Timestamp) -> held::Asked {
+    let targets = |pinned: Vec<PinTo>| pinned.iter().map(Target::from).collect();
+    keys.pinned(now).into_iter().map(|(model, pinned)| (model, targets(pinned))).collect()
+}
+
+async fn refresh_keys(keys: Arc<ApiKeys>, tell: held::Teller, clock: Clock, stop: CancellationToken) {
     let mut pace = Pace::new(KEY_REFRESH_INTERVAL, stop);
     let mut healthy = true;
     while pace.next().await {
-        let keys = Arc::clone(&keys);
-        let refreshed = tokio::task::spawn_blocking(move || keys.refresh_once()).await;
+        let store = Arc::clone(&keys);
+        let refreshed = tokio::task::spawn_blocking(move || store.refresh_once()).await;
+        // Pins end by the clock, too, whether or not the store changes.
+        let asked = who_stays(&keys, clock.now());
+        tell.send_if_modified(|before| {
+            let changed = *before != asked;
+            *before = asked;
+            changed
+        });
         match refreshed {
             Ok(Ok(_)) => healthy = true,
             Ok(Err(error)) if healthy => {

@@ -17,6 +17,7 @@ use crate::{auth, capture, drift, manager, metrics, registry, server, telemetry}
 mod effective;
 mod layer;
 mod models;
+mod pins;
 mod quota;
 mod reader;
 mod rollout;
@@ -54,6 +55,8 @@ pub struct Config {
     pub webhook_secret: Option<SecretString>,
     /// Where keys live and what plans allow.
     pub auth: auth::Config,
+    /// Versions that plans stay on.
+    pub pins: auth::PlanPins,
     /// Plans.
     pub quota: crate::quota::Config,
     /// What is measured.
@@ -258,13 +261,13 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
     let data_dir = root.defaulted("data_dir", value::path);
     let onnxruntime = root.optional("onnxruntime", value::path);
     let server = sections::server(root.section("server"));
-    let slots = sections::engine(root.section("engine"), sources.processors);
+    let sections::Engine { slots, max_held } = sections::engine(root.section("engine"), sources.processors);
     let admission = sections::admission(root.section("admission"), &sources.env);
     let sections::Registry { config: registry, poll_interval, write_back, webhook_secret } =
         sections::registry(root.section("registry"));
     let (models, rates) = models::read(&mut root, sources.purpose);
     let store = data_dir.join("modelgate.db");
-    let plans = sections::plans(&mut root, &models, sources.purpose);
+    let plans = sections::plans(&mut root, &models, sources.purpose, max_held);
     let usage = quota::read(root.section("quota"), store.clone(), &plans.limits);
     let (metrics, cloudwatch) = sections::metrics(root.section("metrics"));
     let drift = sections::drift(root.section("drift"));
@@ -274,7 +277,8 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
     Config {
         auth: auth::Config { store, pepper: data_dir.join("pepper"), plans: plans.access },
         quota: crate::quota::Config { store: usage, plans: plans.limits },
-        manager: manager::Config { poll_interval, slots, admission, models, write_back },
+        pins: plans.pins,
+        manager: manager::Config { poll_interval, slots, max_held, admission, models, write_back },
         webhook_secret,
         data_dir,
         onnxruntime,

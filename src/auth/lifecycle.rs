@@ -162,7 +162,7 @@ impl ApiKeys {
 }
 
 /// The key with this id. Who gives a whole key means its id; the error must not show the secret.
-fn find(tx: &rusqlite::Transaction<'_>, id: &str) -> Result<KeyRecord, StoreError> {
+pub(super) fn find(tx: &rusqlite::Transaction<'_>, id: &str) -> Result<KeyRecord, StoreError> {
     let known = key::parse(id).or_else(|| key::parse_id(id));
     let found = known.map(|id| store::key(tx, key::id_text(&id))).transpose()?.flatten();
     let shown = || key::parse_id(id).map_or("…", |_| id).to_owned();

@@ -18,8 +18,8 @@ use super::value::{
     Parsed, SECOND, Wrong, address, boolean, duration, finite, map, number, path, size, text, text_as, texts, whole,
     word,
 };
-use super::{Purpose, variable};
-use crate::auth::{Access, PlanName};
+use super::{Purpose, pins, variable};
+use crate::auth::{Access, PlanName, PlanPins};
 use crate::capture::protect::Policy;
 use crate::capture::{Format, SamplingRate};
 use crate::manager::ModelConfig;
@@ -87,11 +87,18 @@ fn non_zero(count: usize) -> NonZeroUsize {
     NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN)
 }
 
-pub(super) fn engine(mut s: Section<'_>, processors: NonZeroUsize) -> usize {
+/// What every version is loaded with, and how many are.
+pub(super) struct Engine {
+    pub(super) slots: usize,
+    pub(super) max_held: usize,
+}
+
+pub(super) fn engine(mut s: Section<'_>, processors: NonZeroUsize) -> Engine {
     let default = Value::Integer(i64::try_from(processors.get()).map_or(1, |processors| processors.min(1024)));
-    let slots = s.or("slots", default, whole(1..=1024));
+    let engine =
+        Engine { slots: s.or("slots", default, whole(1..=1024)), max_held: s.defaulted("max_held", whole(0..=64)) };
     s.finish();
-    slots
+    engine
 }
 
 enum Location {
@@ -237,13 +244,14 @@ pub(super) fn admission(mut s: Section<'_>, env: &[(String, String)]) -> admissi
 pub(super) struct Plans {
     pub(super) access: BTreeMap<PlanName, Access>,
     pub(super) limits: BTreeMap<PlanName, Plan>,
+    pub(super) pins: PlanPins,
 }
 
 /// The plan there is when none is written, so that a gateway without a file can have keys.
 const DEFAULT_PLAN: &str = "default";
 
-pub(super) fn plans(root: &mut Section<'_>, models: &[ModelConfig], purpose: Purpose) -> Plans {
-    let mut plans = Plans { access: BTreeMap::new(), limits: BTreeMap::new() };
+pub(super) fn plans(root: &mut Section<'_>, models: &[ModelConfig], purpose: Purpose, max_held: usize) -> Plans {
+    let mut plans = Plans { access: BTreeMap::new(), limits: BTreeMap::new(), pins: PlanPins::new() };
     for name in root.names("plans") {
         let mut s = root.named("plans", &name);
         if !is_plan_name(&name) {
@@ -251,6 +259,8 @@ pub(super) fn plans(root: &mut Section<'_>, models: &[ModelConfig], purpose: Pur
         }
         let name = PlanName::from(name);
         plans.limits.insert(name.clone(), limits(&mut s));
+        let pins = pins::read(&mut s, models, purpose, max_held, &plans.pins);
+        plans.pins.insert(name.clone(), pins);
         plans.access.insert(name, access(&mut s, models, purpose));
         s.finish();
     }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
 use super::ModelConfig;
@@ -14,7 +15,7 @@ use super::loader::{self, Parts};
 use crate::model::outputs::Decision;
 use crate::model::runtime::Runtime;
 pub use crate::model::verdict::{Check, Outcome, Rung, Verdict};
-use crate::model::{Identity, Model, scan};
+use crate::model::{Digest, Identity, Model, scan};
 use crate::registry::cache::{Cache, Pin};
 use crate::registry::mlmodel::MlModel;
 use crate::registry::{Fetched, Found};
@@ -131,6 +132,16 @@ impl Admission {
     #[must_use]
     pub fn new(config: Config, runtime: Runtime, pins: Option<Cache>, slots: usize) -> Self {
         Self { config, runtime, pins, slots }
+    }
+
+    /// What versions of `model` are judged by: while this is the same, so is the verdict on the same bytes. Changes with
+    /// every limit and setting that bears on it, the ONNX Runtime, and this program.
+    #[must_use]
+    pub(super) fn rules(&self, model: &ModelConfig) -> Arc<str> {
+        // Where this program lies, and where libraries do, makes no version better.
+        let limits = Config { program: PathBuf::new(), environment: Vec::new(), ..self.config.clone() };
+        let judged_by = (limits, &model.features, &model.decision, self.runtime.version(), env!("CARGO_PKG_VERSION"));
+        Digest(Sha256::digest(format!("{judged_by:?}")).into()).hex().into()
     }
 
     /// Lets `candidate` climb. A version that reaches the top comes back loaded and warm.

@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 use super::history::{Barred, Mark};
 use super::judge::{self, Step, Strategy, Verdict, View};
-use super::{Cause, Followed, Loaded, Manager, OnTrial, Round};
+use super::loads::Ground;
+use super::{Cause, Followed, Loaded, Manager, OnTrial};
 use crate::model::Trial;
 use crate::model::orders::{Answer, Done, Event, Kind, Operator, Refused};
 use crate::model::rollout::Rule;
@@ -54,13 +55,14 @@ impl Followed {
 
 impl Manager {
     /// Puts a loaded version on trial, in place of another that may be.
-    pub(super) async fn try_out(&mut self, index: usize, candidate: Loaded, round: &mut Round) -> Result<(), Refused> {
+    pub(super) async fn try_out(&mut self, index: usize, candidate: Loaded) -> Result<(), Refused> {
         let followed = &self.models[index];
         if followed.config.rollout.strategy == Strategy::Shadow && !followed.takes_the_same_rows(&candidate) {
             let reason = "it takes other features than the serving version, so it cannot shadow it: promote it by hand, or \
                           use the strategy \"canary\"";
+            let beside = followed.serving.as_ref().map(|serving| serving.fetched.digest.to_string());
             let digest = Some(candidate.fetched.digest.to_string());
-            self.refuse(index, &candidate.found, digest, reason, round).await;
+            self.refuse(index, &candidate.found, Ground { reason: reason.to_owned(), digest, beside }).await;
             self.retire(Some(candidate));
             return Err(Refused::NotServed(reason.to_owned()));
         }
@@ -79,7 +81,6 @@ impl Manager {
         self.publisher.put_on_trial(&followed.config.name, Some(Arc::clone(&trial)));
         let Loaded { found, fetched, .. } = candidate.clone();
         followed.trial = Some(OnTrial { trial, challenger: Some(candidate), step: number, since: Instant::now() });
-        followed.refused = None;
         followed.failed = None;
         let serving = followed.serving.as_ref().map(|serving| serving.found.version);
         let why =

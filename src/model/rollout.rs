@@ -269,6 +269,12 @@ impl Route {
         Self { model: Arc::clone(canary.unwrap_or(serving)), watched }
     }
 
+    /// The answer of a version to a caller who stays on it; `trial` is what it is the serving version of, if it is.
+    pub(super) fn held(model: &Arc<Model>, trial: Option<&Arc<Trial>>) -> Self {
+        let watched = trial.map(|trial| Watched { trial: Arc::clone(trial), as_challenger: false });
+        Self { model: Arc::clone(model), watched }
+    }
+
     /// The version that answers.
     #[must_use]
     pub fn model(&self) -> &Arc<Model> {

@@ -13,7 +13,7 @@ use crate::capture;
 use crate::drift::report::Report;
 use crate::metrics::{Family, prometheus};
 use crate::model::rollout::{Counts, Rule};
-use crate::model::{Entry, ModelName, ModelSet, NotServed, Trial};
+use crate::model::{Entry, Held, ModelName, ModelSet, NotServed, Trial};
 use crate::quota::{Health, Use};
 
 /// `GET /readyz`: whether to send us requests, and what they would be answered with.
@@ -99,7 +99,7 @@ fn detailed_report(name: &ModelName, entry: &Entry) -> Value {
     report
 }
 
-fn model_report(name: &ModelName, Entry { serving, trial, status }: &Entry) -> Value {
+fn model_report(name: &ModelName, Entry { serving, trial, held, status }: &Entry) -> Value {
     let id = serving.as_ref().map(|model| model.id());
     json!({
         "name": name.as_str(),
@@ -113,7 +113,18 @@ fn model_report(name: &ModelName, Entry { serving, trial, status }: &Entry) -> V
         "pinned": status.pinned.map(|version| version.to_string()),
         "previous": status.previous.map(|version| version.to_string()),
         "quarantined": status.quarantined.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "held": held.iter().map(held_report).collect::<Vec<_>>(),
         "trial": trial.as_deref().map(trial_report),
+    })
+}
+
+fn held_report(held: &Held) -> Value {
+    let id = held.model.as_ref().map(|model| model.id());
+    json!({
+        "to": held.target.to_string(),
+        "version": id.map(|id| id.version.to_string()),
+        "digest": id.map(|id| id.digest.to_string()),
+        "trouble": held.trouble,
     })
 }
 

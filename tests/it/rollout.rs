@@ -312,7 +312,7 @@ async fn a_full_shadow_line_sheds_and_counts() {
     let trial = Arc::new(Trial::new(Rule::Shadow { challenger, share: Share::ALL, tolerance: 0.0 }));
     publisher.put_on_trial(&serving.id().name, Some(Arc::clone(&trial)));
     let (shadow, mut comparer) = shadow::line();
-    let route = models.route(None, "anybody").unwrap();
+    let route = models.route(None, "anybody", |_| None).unwrap();
     let (inputs, told) = answered(&serving).await;
     for _ in 0..300 {
         shadow.offer(&route, "anybody", &inputs, &told);
