@@ -436,6 +436,7 @@ impl Manager {
             }
             Seat::Held(target) => self.finish_held(index, &target, found.as_ref(), end).await,
         }
+        self.share(index);
         self.report(index);
     }
 

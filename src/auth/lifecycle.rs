@@ -201,7 +201,9 @@ pub(super) fn check_name(name: &str) -> Result<(), StoreError> {
     if fits && !name.chars().any(char::is_control) { Ok(()) } else { Err(StoreError::BadName) }
 }
 
-/// What the store keeps of a time.
+/// What the store keeps of a time. The last second there is has no milliseconds that can be read back.
 pub(super) fn to_millisecond(time: Timestamp) -> Timestamp {
-    Timestamp::from_millisecond(time.as_millisecond()).expect("a millisecond of a timestamp is a timestamp")
+    Timestamp::from_millisecond(time.as_millisecond())
+        .or_else(|_| Timestamp::from_second(time.as_second()))
+        .expect("a second of a timestamp is a timestamp")
 }

@@ -129,7 +129,7 @@ impl ApiKeys {
             let held = held.iter().map(PinTo::to_string).collect::<Vec<_>>().join(", ");
             return Err(StoreError::NoRoomForPin { model: pin.model.to_string(), room, held });
         }
-        let until = pin.until.as_millisecond();
+        let until = lifecycle::to_millisecond(pin.until).as_millisecond();
         self.change_pins(id, |tx, account| {
             tx.execute(
                 "INSERT OR REPLACE INTO pins (account, model, target, until) VALUES (?, ?, ?, ?)",
@@ -263,6 +263,7 @@ mod tests {
         keys.pin(&record.id, &pin("sum", "version:3", 10), 1, at(0)).unwrap();
         assert!(beside.refresh_once().unwrap());
         assert_eq!(beside.pinned(at(1)).len(), 1);
+        keys.pin(&record.id, &Pin { until: Timestamp::MAX, ..pin("sum", "version:3", 0) }, 1, at(0)).unwrap();
         let again = keys.pin(&record.id, &pin("sum", "version:3", 12), 1, at(0));
         assert!(again.is_ok(), "the same version takes no more room");
         let one_more = keys.pin(&record.id, &pin("sum", "version:4", 10), 1, at(0));

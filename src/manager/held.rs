@@ -245,6 +245,21 @@ impl Manager {
         }
     }
 
+    /// A version that was brought twice, to serve and to be held, is kept once.
+    pub(super) fn share(&mut self, index: usize) {
+        let followed = &mut self.models[index];
+        let Some(serving) = followed.serving.clone() else { return };
+        let doubles = followed.held.iter_mut().filter_map(|held| {
+            let is_double = |loaded: &&mut Loaded| {
+                policy::is_same(&loaded.found, &serving.found) && !Arc::ptr_eq(&loaded.model, &serving.model)
+            };
+            let loaded = held.loaded.as_mut().filter(is_double)?;
+            Some(std::mem::replace(loaded, serving.clone()))
+        });
+        let doubles: Vec<_> = doubles.collect();
+        doubles.into_iter().for_each(|double| self.retire(Some(double)));
+    }
+
     /// From now on `loaded` answers those who stay on `target`.
     async fn seat(&mut self, index: usize, target: &Target, loaded: Loaded) {
         let Loaded { found, fetched, .. } = loaded.clone();

@@ -19,6 +19,8 @@ mod process;
 mod quota;
 mod replay;
 mod rollout;
+mod rollout_loads;
+mod rollout_pins;
 mod server;
 mod shared_quota;
 mod support;

@@ -146,8 +146,13 @@ impl Site {
 
     /// Starts a gateway here, and returns once it listens.
     pub(crate) async fn start(&mut self, plan: &str) -> Gate {
+        self.start_by(plan, Clock::system()).await
+    }
+
+    /// The same, by another clock.
+    pub(crate) async fn start_by(&mut self, plan: &str, clock: Clock) -> Gate {
         let key = self.key(plan);
-        let surroundings = Surroundings { clock: Clock::system(), seed: 7 };
+        let surroundings = Surroundings { clock, seed: 7 };
         let running =
             Box::pin(app::start(self.config(), surroundings)).await.unwrap_or_else(|error| panic!("{error:#}"));
         let http = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
