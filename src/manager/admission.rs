@@ -20,6 +20,7 @@ use crate::registry::cache::{Cache, Pin};
 use crate::registry::mlmodel::MlModel;
 use crate::registry::{Fetched, Found};
 
+pub mod confine;
 pub mod probe;
 mod replay;
 mod signature;
@@ -214,7 +215,8 @@ impl Admission {
         let ended = probe::run(&self.config.program, &self.config.environment, &request, self.config.max_load_wall);
         match ended.await {
             Ended::Answered(report) => {
-                let detail = format!("loads and runs in {} ms, with {} MiB", report.took_ms, report.peak_bytes >> 20);
+                let (took, peak, confined) = (report.took_ms, report.peak_bytes >> 20, &report.confined);
+                let detail = format!("loads and runs in {took} ms, with {peak} MiB; {confined}");
                 passed(report, detail)
             }
             Ended::Unfit(reason) => Err(Stop::Refused(reason)),
