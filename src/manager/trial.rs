@@ -29,6 +29,7 @@ impl Followed {
             time: step.map_or(rollout.watch, |step| step.time),
             judged: on_trial.trial.judged(),
             beside: challenged.then(|| on_trial.trial.serving.counts()),
+            before: (!challenged).then(|| on_trial.trial.before.counts()),
             limits: &rollout.limits,
         }
     }
@@ -42,14 +43,14 @@ impl Followed {
         }
     }
 
-    /// Whether rows read for the serving version can be given to `challenger` as they are.
-    fn takes_the_same_rows(&self, challenger: &Loaded) -> bool {
+    /// Whether rows read for the serving version can be given to `other` as they are.
+    fn takes_the_same_rows(&self, other: &Loaded) -> bool {
         let Some(serving) = &self.serving else { return false };
         let key = |candidate: &Loaded| -> Vec<_> {
             let features = candidate.model.features().list().iter();
             features.map(|feature| (feature.name.clone(), feature.kind, feature.target.clone())).collect()
         };
-        key(serving) == key(challenger)
+        key(serving) == key(other)
     }
 }
 
@@ -98,10 +99,11 @@ impl Manager {
     /// Watches what has just come to serve, if there is a way back.
     pub(super) fn watch(&mut self, index: usize) {
         let followed = &mut self.models[index];
-        if followed.previous.is_none() || followed.config.rollout.watch == Duration::ZERO {
+        let Some(previous) = followed.previous.as_ref().filter(|_| followed.config.rollout.watch > Duration::ZERO) else {
             return;
-        }
-        let trial = Arc::new(Trial::new(Rule::Watch));
+        };
+        let before = followed.takes_the_same_rows(previous).then(|| Arc::clone(&previous.model));
+        let trial = Arc::new(Trial::new(Rule::Watch { before }));
         self.publisher.put_on_trial(&followed.config.name, Some(Arc::clone(&trial)));
         followed.trial = Some(OnTrial { trial, challenger: None, step: 0, since: Instant::now() });
     }

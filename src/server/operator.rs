@@ -130,7 +130,7 @@ fn held_report(held: &Held) -> Value {
 
 fn trial_report(trial: &Trial) -> Value {
     let (strategy, challenger, share) = match trial.rule() {
-        Rule::Watch => ("watch", None, None),
+        Rule::Watch { .. } => ("watch", None, None),
         Rule::Canary { challenger, share } => ("canary", Some(challenger), Some(share)),
         Rule::Shadow { challenger, share, .. } => ("shadow", Some(challenger), Some(share)),
     };
@@ -140,6 +140,7 @@ fn trial_report(trial: &Trial) -> Value {
         "share": share.map(|share| share.get()),
         "serving": counts_report(&trial.serving.counts()),
         "challenger": challenger.map(|_| counts_report(&trial.challenger.counts())),
+        "before": challenger.is_none().then(|| counts_report(&trial.before.counts())),
     })
 }
 

@@ -40,12 +40,6 @@ async fn assert_answers_as(gate: &Gate, version: u64) {
     assert_eq!((answer.status, &answer.body["version"]), (200, &json!(version.to_string())), "{}", answer.body);
 }
 
-/// A program that notes in `tries` that it was started, and then is the real one.
-fn counting_program(tries: &Path) -> PathBuf {
-    let real = env!("CARGO_BIN_EXE_modelgate");
-    script(tries.parent().unwrap(), &format!("echo try >> {}\nexec {real} probe", tries.display()))
-}
-
 fn script(folder: &Path, text: &str) -> PathBuf {
     let file = folder.join("program");
     fs::write(&file, format!("#!/bin/sh\n{text}\n")).unwrap();
@@ -57,7 +51,7 @@ fn script(folder: &Path, text: &str) -> PathBuf {
 async fn versions_that_would_hurt_are_refused_by_rule_while_the_one_before_them_answers() {
     let mut site = site("replay_rows = 0\nmax_load_cpu = \"1s\"\n");
     let tries = site.folder().join("tries");
-    site.set_probe_program(counting_program(&tries));
+    site.count_tries(&tries);
     let gate = site.start("open").await;
     gate.serves("sum", 1).await;
     let secret = site.folder().join("secret");

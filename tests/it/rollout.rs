@@ -192,6 +192,85 @@ async fn a_version_that_turns_bad_is_rolled_back_and_stays_out_across_a_restart(
     gate.stop().await;
 }
 
+/// A version whose time grows with the largest `x` of a request; where it `is_fast`, with the smallest.
+fn register_counting(site: &Site, version: u64, is_fast: bool) {
+    site.register_changed("sum", version, "endless", |folder| {
+        let file = folder.join("model.onnx");
+        let mut bytes = std::fs::read(&file).unwrap();
+        if is_fast {
+            let at = bytes.windows(9).position(|window| window == b"ReduceMax").unwrap();
+            bytes[at..at + 9].copy_from_slice(b"ReduceMin");
+        }
+        std::fs::write(&file, bytes).unwrap();
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_that_turns_slow_is_rolled_back() {
+    let mut site = site("min_requests = 16");
+    register_counting(&site, 1, true);
+    register_counting(&site, 2, false);
+    site.promote("sum", 1);
+    let gate = site.start("open").await;
+    gate.serves("sum", 1).await;
+    site.promote("sum", 2);
+    gate.serves("sum", 2).await;
+    let quick = json!([{ "x": 1 }, { "x": 2 }]);
+    for _ in 0..24 {
+        assert_eq!(gate.predict("sum", &quick).await.status, 200);
+    }
+    assert_eq!(gate.status("sum").await["version"], "2", "as long as nobody asks what takes it long");
+    // The first takes one turn, the second some ten thousand.
+    ask_until_served(&gate, &json!([{ "x": 1 }, { "x": 30_000 }]), "1").await;
+    let status = gate.says("sum", "version 2 is barred", |status| status["quarantined"] == json!(["2"])).await;
+    assert!(status["trouble"].as_str().unwrap().contains("times as long as"), "{status}");
+    gate.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_version_is_not_tried_again_after_a_restart_until_what_it_is_judged_by_changes() {
+    let mut site = site("");
+    site.reword("replay_rows = 0", "replay_rows = 0\nmax_load_cpu = \"20s\"");
+    let tries = site.folder().join("tries");
+    site.count_tries(&tries);
+    let tried = || std::fs::read_to_string(&tries).unwrap_or_default().lines().count();
+    site.register_sum("sum", 1, 1000.0);
+    site.register("sum", 2, "not-finite");
+    site.register("sum", 3, "not-finite");
+    site.promote("sum", 1);
+    let gate = site.start("open").await;
+    gate.serves("sum", 1).await;
+    site.promote("sum", 2);
+    let refused = |version: u64| {
+        move |status: &Value| {
+            let start = format!("version {version} was refused");
+            status["trouble"].as_str().is_some_and(|trouble| trouble.starts_with(&start))
+        }
+    };
+    gate.says("sum", "a refusal", refused(2)).await;
+    assert_eq!(tried(), 2);
+    gate.stop().await;
+
+    let gate = site.start("open").await;
+    gate.says("sum", "a refusal that is remembered", refused(2)).await;
+    a_round_passes(&site, &gate).await;
+    // The same bytes under another number are known, too.
+    site.promote("sum", 3);
+    let status = gate.says("sum", "a refusal by bytes", refused(3)).await;
+    assert!(status["trouble"].as_str().unwrap().contains("the bytes of version 2"), "{status}");
+    assert_eq!((tried(), &status["version"]), (2, &json!("1")));
+    // An operator may have it tried again.
+    assert_eq!(gate.order("sum", "promote", json!({ "version": "2" })).await.status, 409);
+    assert_eq!(tried(), 3);
+    gate.stop().await;
+
+    site.reword("20s", "21s");
+    let gate = site.start("open").await;
+    eventually("another try under other rules", async || tried() == 4).await;
+    gate.says("sum", "a refusal", refused(3)).await;
+    gate.stop().await;
+}
+
 /// A site with twelve callers of their own keys, and what each is asked with.
 async fn with_twelve_callers(rollout: &str) -> (Site, Gate, Vec<String>) {
     let plans = (0..12).map(|plan| format!("[plans.p{plan}]\n")).collect::<Vec<_>>().concat();

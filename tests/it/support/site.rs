@@ -84,9 +84,25 @@ impl Site {
         self.register_files(model, version, &fixtures::folder(fixture), change);
     }
 
+    /// Changes the configuration for the next start.
+    pub(crate) fn reword(&mut self, from: &str, to: &str) {
+        assert!(self.text.contains(from), "no {from:?} in the configuration");
+        self.text = self.text.replace(from, to);
+    }
+
     /// Has versions tried by another program than the gateway's own.
     pub(crate) fn set_probe_program(&mut self, program: PathBuf) {
         self.probe_program = program;
+    }
+
+    /// Notes in the file `tries` each time a version is tried in a process of its own.
+    pub(crate) fn count_tries(&mut self, tries: &Path) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let program = self.folder().join("counting");
+        let real = env!("CARGO_BIN_EXE_modelgate");
+        fs::write(&program, format!("#!/bin/sh\necho try >> {}\nexec {real} probe\n", tries.display())).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        self.set_probe_program(program);
     }
 
     fn register_files(&self, model: &str, version: u64, from: &Path, change: impl FnOnce(&Path)) {
