@@ -110,7 +110,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     make_data_dir(&config.data_dir)?;
     let runtime = load_runtime(config.onnxruntime.clone()).await?;
     let keys = Arc::new(ApiKeys::open(config.auth, &mut getrandom::fill)?);
-    let quota = Arc::new(Quota::open(config.quota)?);
+    let quota = Arc::new(Quota::open(config.quota, &mut getrandom::fill)?);
     let metrics = Metrics::new(config.metrics);
     let drift = Drift::new(config.drift);
     let aws = Aws::default();

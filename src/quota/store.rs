@@ -13,12 +13,13 @@ use tokio::sync::{mpsc, oneshot};
 use super::calendar::Window;
 use super::counter::{Attempt, Balance, Counter, Grant, Hold, Terms, next_window};
 use super::shared::{self, Shared};
+use super::tokens::Tokens;
 use super::{Limit, Location, Period, Settled, StoreError};
 use crate::auth::{self, KeyId};
 use crate::task;
 
 /// Questions that may wait. A full queue refuses the request that asks, so that a slow disk cannot gather requests.
-const QUEUE: usize = 1024;
+pub(super) const QUEUE: usize = 1024;
 
 /// Questions answered with one transaction.
 pub(super) const BATCH: usize = 256;
@@ -74,10 +75,10 @@ pub(super) struct Settle {
 
 impl Store {
     /// Opens the store and starts its thread.
-    pub(super) fn start(location: Location) -> Result<Self, StoreError> {
+    pub(super) fn start(location: Location, random: auth::Random<'_>) -> Result<Self, StoreError> {
         let (inbox, messages) = mpsc::channel(QUEUE);
         let shared = match location {
-            Location::Redis(config) => Some(shared::start(config, messages)?),
+            Location::Redis(config) => Some(shared::start(config, messages, random)?),
             Location::File(path) => {
                 let mut keeper = Keeper { db: auth::store::open(&path)?, swept: None, down: false };
                 task::thread("usage-store", STACK_BYTES, move || keeper.run(messages)).map_err(StoreError::Thread)?;
@@ -118,6 +119,18 @@ impl Store {
         }
     }
 
+    /// Takes a token of a throttle that gateways share, if the store has one.
+    pub(super) async fn token(&self, tokens: &Arc<Tokens>) -> Result<bool, Down> {
+        self.shared().ok_or(Down)?.token(tokens).await
+    }
+
+    /// Asks for tokens without waiting for them.
+    pub(super) fn top_up_tokens(&self, tokens: &Arc<Tokens>) {
+        if self.shared().is_none_or(|shared| shared.top_up(tokens).is_err()) {
+            tokens.asked_in_vain();
+        }
+    }
+
     fn ask(&self, counter: Arc<Counter>, now: Timestamp, want: Want) -> Result<(), Down> {
         if self.shared().is_some_and(Shared::is_down) {
             return Err(Down);
@@ -154,7 +167,7 @@ pub(super) struct Visit {
 impl Keeper {
     fn run(&mut self, mut messages: mpsc::Receiver<Message>) {
         while let Some(first) = messages.blocking_recv() {
-            let (visits, settlements) = gather(first, &mut messages);
+            let (visits, settlements) = gather(Some(first), &mut messages);
             self.answer(visits);
             for Settle { counters, now, reply } in settlements {
                 // Who asked may have gone; the leases are settled all the same.
@@ -234,11 +247,11 @@ impl Keeper {
 }
 
 /// `first` and what waits behind it, a visit for each key.
-pub(super) fn gather(first: Message, messages: &mut mpsc::Receiver<Message>) -> (Vec<Visit>, Vec<Settle>) {
+pub(super) fn gather(first: Option<Message>, messages: &mut mpsc::Receiver<Message>) -> (Vec<Visit>, Vec<Settle>) {
     let mut visits = BTreeMap::new();
     let mut settlements = Vec::new();
     let waiting = std::iter::from_fn(|| messages.try_recv().ok());
-    for message in std::iter::once(first).chain(waiting).take(BATCH) {
+    for message in first.into_iter().chain(waiting).take(BATCH) {
         match message {
             Message::Ask(ask) => add(&mut visits, ask),
             Message::Settle(settle) => settlements.push(settle),
