@@ -26,13 +26,13 @@ use parking_lot::RwLock;
 use tokio::time::Instant;
 
 use crate::auth::{self, Caller, KeyId, PlanName};
-use account::{Account, Pace, Token};
+use account::{Account, Token};
 use counter::{Attempt, Balance, Counter, Hold};
 use shared::Shared;
 use standing::Standings;
 use store::{Charged, Down, Store};
 use tally::Tally;
-use tokens::Tokens;
+use tokens::{Occasion, Tokens};
 
 pub use account::Place;
 pub use plan::{Enforcement, Limit, Period, Plan, Throttle, Unit};
@@ -147,15 +147,16 @@ impl Quota {
         let (pace, held) = match account.take_token(self.elapsed(), now) {
             Token::Decided(token) => {
                 let pace = account.pace(token)?;
-                self.top_up_tokens(&account, false);
+                self.top_up_tokens(&account);
                 let held = self.hold(&account, pace.rate, rows, now).await;
                 (pace, held)
             }
             Token::Short { tokens, local } => {
-                let pace = self.ask_token(&account, tokens, local, now);
-                let (pace, held) = futures_util::join!(pace, self.hold(&account, Some(local), rows, now));
+                let asked = self.store.queue_token(tokens);
+                let held = self.hold(&account, Some(local), rows, now).await;
                 // What was taken from the quota of who is throttled goes back here.
-                (pace?, held)
+                let pace = account.pace_of(tokens, self.store.token(asked).await, local, now)?;
+                (pace, held)
             }
         };
         let is_down = pace.is_degraded || matches!(held, Err(Refusal::StoreDown));
@@ -178,32 +179,26 @@ impl Quota {
         let account = self.account(caller)?;
         let pace = match account.take_token(self.elapsed(), now) {
             Token::Decided(token) => account.pace(token)?,
-            Token::Short { tokens, local } => self.ask_token(&account, tokens, local, now).await?,
+            Token::Short { tokens, local } => {
+                let answer = self.store.token(self.store.queue_token(tokens)).await;
+                account.pace_of(tokens, answer, local, now)?
+            }
         };
         Ok(pace.exceeded)
     }
 
-    /// Takes a token of a throttle that gateways share. While the store cannot be asked, each throttles for itself.
-    async fn ask_token(
-        &self,
-        account: &Account,
-        tokens: &Arc<Tokens>,
-        local: Standing,
-        now: Timestamp,
-    ) -> Result<Pace, Refusal> {
-        match self.store.token(tokens).await {
-            Ok(true) => account.pace(Ok(Some(tokens.standing(local, tokens.elapsed())))),
-            Ok(false) => account.pace(Err(account.throttled_by_others(tokens.theirs(), now))),
-            Err(Down) => Ok(Pace { is_degraded: true, rate: Some(local), exceeded: None }),
+    /// Asks for tokens before the last is used.
+    fn top_up_tokens(&self, account: &Account) {
+        if let Some(tokens) = account.tokens.as_ref().filter(|tokens| tokens.should_top_up(Occasion::Low)) {
+            self.store.queue_top_up(tokens);
+            self.store.wake();
         }
     }
 
-    /// Asks for tokens that are not needed yet. `asks_anyway`: the store is asked for something else at the same time.
-    fn top_up_tokens(&self, account: &Account, asks_anyway: bool) {
-        if let Some(tokens) = &account.tokens
-            && tokens.should_top_up(asks_anyway)
-        {
-            self.store.top_up_tokens(tokens);
+    /// Has tokens asked for along with what the store is asked for next.
+    fn queue_tokens(&self, account: &Account) {
+        if let Some(tokens) = account.tokens.as_ref().filter(|tokens| tokens.should_top_up(Occasion::Along)) {
+            self.store.queue_top_up(tokens);
         }
     }
 
@@ -239,14 +234,14 @@ impl Quota {
         let (hold, balance) = match counter.charge(units, now) {
             Attempt::Held { hold, balance, low } => {
                 if low {
+                    self.queue_tokens(account);
                     self.store.top_up(counter, now);
-                    self.top_up_tokens(account, true);
                 }
                 (Some(hold), balance)
             }
             Attempt::Exhausted(balance) => (None, balance),
             Attempt::Short => {
-                self.top_up_tokens(account, true);
+                self.queue_tokens(account);
                 let charged = self.store.charge(Arc::clone(counter), units, now).await;
                 is_degraded |= charged.is_err();
                 charged.or_else(|Down| self.lend(account, counter, units, now))?

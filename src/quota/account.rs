@@ -9,6 +9,7 @@ use jiff::Timestamp;
 
 use super::counter::Counter;
 use super::standing::Standings;
+use super::store::Down;
 use super::throttle::Bucket;
 use super::tokens::{Taking, Tokens};
 use super::{Enforcement, Exceeded, Plan, Refusal, Standing};
@@ -56,6 +57,22 @@ impl Account {
         Ok(Pace { rate: rate.flatten(), exceeded, is_degraded: false })
     }
 
+    /// The same for a token that the shared store was asked for. While it cannot be asked, each gateway throttles for
+    /// itself.
+    pub(super) fn pace_of(
+        &self,
+        tokens: &Tokens,
+        answer: Result<bool, Down>,
+        local: Standing,
+        now: Timestamp,
+    ) -> Result<Pace, Refusal> {
+        match answer {
+            Ok(true) => self.pace(Ok(Some(tokens.standing(local, tokens.elapsed())))),
+            Ok(false) => self.pace(Err(self.throttled_by_others(tokens.theirs(), now))),
+            Err(Down) => Ok(Pace { rate: Some(local), exceeded: None, is_degraded: true }),
+        }
+    }
+
     fn busy(&self, limit: NonZeroU32, now: Timestamp) -> Refusal {
         // Nobody knows when a prediction ends; a second is long for most.
         let retry_after = Duration::from_secs(1);
@@ -83,7 +100,7 @@ impl Account {
     }
 
     /// What is too fast because of other gateways does not count here.
-    pub(super) fn throttled_by_others(&self, theirs: Standing, now: Timestamp) -> Refusal {
+    fn throttled_by_others(&self, theirs: Standing, now: Timestamp) -> Refusal {
         self.bucket.iter().for_each(Bucket::give_back);
         self.throttled(theirs, now)
     }

@@ -21,7 +21,7 @@ use jiff::Timestamp;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, RedisError, Script};
 use secrecy::{ExposeSecret, SecretString};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, timeout_at};
 use url::Url;
 
@@ -101,13 +101,18 @@ pub const LARGEST_AMOUNT: u64 = 1 << 53;
 static CHARGE: LazyLock<Script> =
     LazyLock::new(|| Script::new(concat!(include_str!("shared/window.lua"), include_str!("shared/charge.lua"))));
 
+/// The answer to a question for a token, when there is one.
+pub(super) type Asked = oneshot::Receiver<Result<bool, Down>>;
+
 /// What the thread and the requests both see.
 #[derive(Debug)]
 pub(super) struct Shared {
     on_store_down: OnStoreDown,
     lease: Option<NonZeroU64>,
-    /// The way to the thread for those who need tokens of a throttle. A full queue is a store that cannot be asked.
+    /// Questions for tokens of throttles. They wait for a question about a quota to go with, or for `wake`, so that who
+    /// needs both waits for one round trip. A full queue is a store that cannot be asked.
     tokens: mpsc::Sender<tokens::Ask>,
+    wake: Notify,
     /// Set while no request is to wait for the store.
     is_down: AtomicBool,
     /// The number of the connection; counts up.
@@ -132,23 +137,28 @@ impl Shared {
         self.connection.load(Ordering::Relaxed)
     }
 
-    /// Takes a token, if the store has one.
-    pub(super) async fn token(&self, tokens: &Arc<Tokens>) -> Result<bool, Down> {
+    /// Puts a question for a token beside what is asked for next, which has to come or to be [woken](Self::wake) for.
+    pub(super) fn queue_token(&self, tokens: &Arc<Tokens>) -> Result<Asked, Down> {
         let (reply, answer) = oneshot::channel();
-        self.ask_for(tokens, Some(reply))?;
-        answer.await.unwrap_or(Err(Down))
+        self.queue(tokens, Some(reply))?;
+        Ok(answer)
     }
 
-    /// Asks for tokens without waiting for them.
-    pub(super) fn top_up(&self, tokens: &Arc<Tokens>) -> Result<(), Down> {
-        self.ask_for(tokens, None)
+    /// The same for tokens that nobody waits for.
+    pub(super) fn queue_top_up(&self, tokens: &Arc<Tokens>) -> Result<(), Down> {
+        self.queue(tokens, None)
     }
 
-    fn ask_for(&self, tokens: &Arc<Tokens>, reply: Option<tokens::Reply>) -> Result<(), Down> {
+    fn queue(&self, tokens: &Arc<Tokens>, reply: Option<tokens::Reply>) -> Result<(), Down> {
         if self.is_down() {
             return Err(Down);
         }
         self.tokens.try_send(tokens::Ask { tokens: Arc::clone(tokens), reply }).map_err(|_| Down)
+    }
+
+    /// Has the store asked for what was put beside.
+    pub(super) fn wake(&self) {
+        self.wake.notify_one();
     }
 
     /// How much may be lent of a window.
@@ -188,11 +198,11 @@ pub(super) fn start(
     let mut gateway = [0; 8];
     random(&mut gateway).map_err(StoreError::Random)?;
     let (tokens, asks) = mpsc::channel(QUEUE);
-    let mut inbox = Inbox { messages, tokens: asks };
     let shared = Arc::new(Shared {
         on_store_down: config.on_store_down,
         lease: config.lease,
         tokens,
+        wake: Notify::new(),
         is_down: AtomicBool::new(false),
         connection: AtomicU64::new(0),
         calls: AtomicU64::new(0),
@@ -200,6 +210,7 @@ pub(super) fn start(
         lent: AtomicU64::new(0),
         refused: AtomicU64::new(0),
     });
+    let mut inbox = Inbox { messages, tokens: asks, shared: Arc::clone(&shared) };
     let mut keeper = Keeper {
         client: client(&config)?,
         namespace: config.namespace,
@@ -265,6 +276,7 @@ struct Question {
 struct Inbox {
     messages: mpsc::Receiver<Message>,
     tokens: mpsc::Receiver<tokens::Ask>,
+    shared: Arc<Shared>,
 }
 
 /// What goes to the store in one round trip, and the settlements that follow it.
@@ -278,12 +290,13 @@ struct Round {
 impl Inbox {
     /// All that waits; waits for the first. `None`: nobody is left who could ask.
     async fn next(&mut self) -> Option<Round> {
-        let (message, ask) = tokio::select! {
-            message = self.messages.recv() => (Some(message?), None),
-            ask = self.tokens.recv() => (None, Some(ask?)),
+        let message = tokio::select! {
+            message = self.messages.recv() => Some(message?),
+            () = self.shared.wake.notified() => None,
         };
+        // In this order: who asks for both put the token in first, and waits for one round trip.
         let (visits, settlements) = gather(message, &mut self.messages);
-        let tokens = tokens::gather(ask, &mut self.tokens);
+        let tokens = tokens::gather(&mut self.tokens);
         let visits = visits.into_iter().filter_map(Visit::serve_known).collect();
         let tokens = tokens.into_iter().filter_map(tokens::Visit::serve_known).collect();
         Some(Round { visits, tokens, settlements })

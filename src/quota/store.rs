@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::calendar::Window;
 use super::counter::{Attempt, Balance, Counter, Grant, Hold, Terms, next_window};
-use super::shared::{self, Shared};
+use super::shared::{self, Asked, Shared};
 use super::tokens::Tokens;
 use super::{Limit, Location, Period, Settled, StoreError};
 use crate::auth::{self, KeyId};
@@ -119,16 +119,28 @@ impl Store {
         }
     }
 
-    /// Takes a token of a throttle that gateways share, if the store has one.
-    pub(super) async fn token(&self, tokens: &Arc<Tokens>) -> Result<bool, Down> {
-        self.shared().ok_or(Down)?.token(tokens).await
+    /// Puts a question for a token of a shared throttle beside what the store is asked for next.
+    pub(super) fn queue_token(&self, tokens: &Arc<Tokens>) -> Result<Asked, Down> {
+        self.shared().ok_or(Down)?.queue_token(tokens)
     }
 
-    /// Asks for tokens without waiting for them.
-    pub(super) fn top_up_tokens(&self, tokens: &Arc<Tokens>) {
-        if self.shared().is_none_or(|shared| shared.top_up(tokens).is_err()) {
+    /// Whether there was a token. Asks now, if nothing else was asked for since.
+    pub(super) async fn token(&self, asked: Result<Asked, Down>) -> Result<bool, Down> {
+        let asked = asked?;
+        self.wake();
+        asked.await.unwrap_or(Err(Down))
+    }
+
+    /// The same for tokens that nobody waits for.
+    pub(super) fn queue_top_up(&self, tokens: &Arc<Tokens>) {
+        if self.shared().is_none_or(|shared| shared.queue_top_up(tokens).is_err()) {
             tokens.asked_in_vain();
         }
+    }
+
+    /// Has the shared store asked for what was put beside.
+    pub(super) fn wake(&self) {
+        self.shared().into_iter().for_each(Shared::wake);
     }
 
     fn ask(&self, counter: Arc<Counter>, now: Timestamp, want: Want) -> Result<(), Down> {

@@ -52,6 +52,15 @@ pub(super) enum Taking {
     Short,
 }
 
+/// When more may be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Occasion {
+    /// When few are left.
+    Low,
+    /// When the store is asked for something else anyway.
+    Along,
+}
+
 impl Tokens {
     /// None yet. `lease` is how much of anything a gateway sets aside at most, where that is limited.
     pub(super) fn new(account: KeyId, throttle: Throttle, lease: Option<NonZeroU64>, opened: Instant) -> Self {
@@ -105,14 +114,16 @@ impl Tokens {
         is_there
     }
 
-    /// Whether to ask for more before the last is used: few are left, or the store is asked for something else anyway.
-    /// Says so once until there is an answer.
-    pub(super) fn should_top_up(&self, asks_anyway: bool) -> bool {
+    /// Whether to ask for more before the last is used. Says so once until there is an answer.
+    pub(super) fn should_top_up(&self, occasion: Occasion) -> bool {
         let low = self.lease / 4;
         let mut ours = self.ours.lock();
-        let is_wanted = ours.held < low || (asks_anyway && ours.held < self.lease);
+        let enough = match occasion {
+            Occasion::Low => low,
+            Occasion::Along => self.lease,
+        };
         // With leases of one, nothing is set aside. A bucket that is all but empty is left to who needs it now.
-        let asks = self.lease > 1 && is_wanted && !ours.topping_up && self.theirs().remaining > low;
+        let asks = self.lease > 1 && ours.held < enough && !ours.topping_up && self.theirs().remaining > low;
         ours.topping_up |= asks;
         asks
     }

@@ -9,7 +9,7 @@ use redis::aio::MultiplexedConnection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use super::super::store::{BATCH, Down};
+use super::super::store::{Down, QUEUE};
 use super::super::tokens::{Taking, Tokens};
 use super::{BUDGET, Failure, late};
 use crate::auth::KeyId;
@@ -43,10 +43,10 @@ pub(super) struct Given {
 }
 
 /// What waits in `asks`, a visit for each account.
-pub(super) fn gather(first: Option<Ask>, asks: &mut mpsc::Receiver<Ask>) -> Vec<Visit> {
+pub(super) fn gather(asks: &mut mpsc::Receiver<Ask>) -> Vec<Visit> {
     let mut visits: BTreeMap<KeyId, Visit> = BTreeMap::new();
     let waiting = std::iter::from_fn(|| asks.try_recv().ok());
-    for Ask { tokens, reply } in first.into_iter().chain(waiting).take(BATCH) {
+    for Ask { tokens, reply } in waiting.take(QUEUE) {
         let account = Arc::clone(&tokens.account);
         let visit = visits.entry(account).or_insert_with(|| Visit { tokens, waiting: Vec::new() });
         visit.waiting.extend(reply);

@@ -168,7 +168,7 @@ async fn a_store_that_comes_back_empty_has_one_more_burst_and_no_more() {
     let gateways = bench.three().await;
     assert_eq!(bench.rush(&gateways, 90).await, 30);
     server.kill();
-    is_down(&bench, &gateways[0]).await;
+    is_down(&Bench { caller: new_caller(), ..bench.clone() }, &gateways[0]).await;
     server.restart();
     for quota in &gateways {
         is_back(quota).await;
