@@ -35,6 +35,7 @@ use tally::Tally;
 use tokens::{Occasion, Tokens};
 
 pub use account::Place;
+pub use calendar::OFFSET_MAX;
 pub use plan::{Enforcement, Limit, Period, Plan, Throttle, Unit};
 pub use shared::{Health, LARGEST_AMOUNT, OnStoreDown, Redis};
 pub use standing::{Exceeded, Refusal, Standing, Usage};
@@ -261,7 +262,7 @@ impl Quota {
         let shared = self.store.shared().ok_or(Down)?;
         match counter.lend(units, shared.allowance(counter.limit), now) {
             Some(Attempt::Held { hold, balance, .. }) => {
-                shared.count_lent();
+                shared.count_lent(units);
                 Ok((Some(hold), balance))
             }
             Some(Attempt::Exhausted(balance)) => Ok((None, balance)),
@@ -293,12 +294,12 @@ impl Quota {
         };
         let quota = account.counter.as_ref().zip(balance);
         let rate = account.rate_standing(self.elapsed());
-        let Plan { unit, quota: limit, throttle, concurrency, enforcement } = account.plan;
+        let Plan { unit, quota: limit, offset: _, throttle, concurrency, enforcement } = account.plan;
         Ok(Usage {
             unit,
             used: if limit.is_none() { Some(0) } else { balance.map(|balance| balance.used) },
             quota: limit,
-            resets_at: quota.map(|(counter, balance)| counter.limit.period.end(balance.window)),
+            resets_at: quota.map(|(counter, balance)| counter.calendar.end(balance.window)),
             throttle,
             concurrency,
             enforcement,
@@ -381,7 +382,7 @@ impl Quota {
     }
 
     fn new_account(&self, key_id: &KeyId, plan: Plan) -> Account {
-        let counter = |limit| Counter::new(Arc::clone(key_id), limit, self.store.terms(limit));
+        let counter = |limit| Counter::new(Arc::clone(key_id), limit, plan.offset, self.store.terms(limit));
         let tokens = |shared: &Shared| {
             let throttle = plan.throttle?;
             Some(Tokens::new(Arc::clone(key_id), throttle, shared.lease(), self.opened))
@@ -396,11 +397,10 @@ impl Quota {
 }
 
 fn too_large(counter: &Counter, rate: Option<Standing>, now: Timestamp) -> Refusal {
-    let period = counter.limit.period;
     let quota = counter.balance(now).map(|balance| counter.standing(balance, now));
     Refusal::TooLarge {
         standing: Standings::from([quota, rate]).to_vec(),
-        retry_after: calendar::until(now, period.end(period.window(now))),
+        retry_after: calendar::until(now, counter.calendar.end(counter.calendar.window(now))),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a plan allows: how fast, how much, how many at one time.
 
 use std::num::{NonZeroU32, NonZeroU64};
+use std::time::Duration;
 
 /// What callers on a plan may use. By default as much as they like, counted in rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -9,6 +10,8 @@ pub struct Plan {
     pub throttle: Option<Throttle>,
     /// How much; `None` is without end.
     pub quota: Option<Limit>,
+    /// How long after midnight UTC, Monday or the first the quota's periods begin; less than 28 days.
+    pub offset: Duration,
     /// What is counted.
     pub unit: Unit,
     /// Predictions of one account at one time; `None` is as many as the gateway can.
@@ -41,7 +44,7 @@ pub struct Throttle {
 pub struct Limit {
     /// Rows or requests.
     pub amount: NonZeroU64,
-    /// The period, in UTC.
+    /// The period, in UTC; the plan's offset shifts it.
     pub period: Period,
 }
 

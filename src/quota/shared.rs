@@ -25,7 +25,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, timeout_at};
 use url::Url;
 
-use super::calendar::{Window, until};
+use super::calendar::{Calendar, Window, until};
 use super::counter::{Confirmed, Counter, Grant, Report, hundredth};
 use super::store::{BATCH, Down, Message, QUEUE, STACK_BYTES, Settle, Visit, gather};
 use super::tokens::Tokens;
@@ -70,6 +70,8 @@ pub struct Health {
     pub failures: u64,
     /// Charges that were lent because it could not be asked.
     pub lent: u64,
+    /// Rows or requests of those charges: the quotas were passed by no more than that.
+    pub lent_units: u64,
     /// Charges that were refused because it could not be asked.
     pub refused: u64,
 }
@@ -120,6 +122,7 @@ pub(super) struct Shared {
     calls: AtomicU64,
     failures: AtomicU64,
     lent: AtomicU64,
+    lent_units: AtomicU64,
     refused: AtomicU64,
 }
 
@@ -170,8 +173,9 @@ impl Shared {
         }
     }
 
-    pub(super) fn count_lent(&self) {
+    pub(super) fn count_lent(&self, units: u64) {
         self.lent.fetch_add(1, Ordering::Relaxed);
+        self.lent_units.fetch_add(units, Ordering::Relaxed);
     }
 
     pub(super) fn count_refused(&self) {
@@ -184,6 +188,7 @@ impl Shared {
             calls: self.calls.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed),
             lent: self.lent.load(Ordering::Relaxed),
+            lent_units: self.lent_units.load(Ordering::Relaxed),
             refused: self.refused.load(Ordering::Relaxed),
         }
     }
@@ -208,6 +213,7 @@ pub(super) fn start(
         calls: AtomicU64::new(0),
         failures: AtomicU64::new(0),
         lent: AtomicU64::new(0),
+        lent_units: AtomicU64::new(0),
         refused: AtomicU64::new(0),
     });
     let mut inbox = Inbox { messages, tokens: asks, shared: Arc::clone(&shared) };
@@ -267,7 +273,8 @@ type Answer = (Window, u64, u64, u64, i64, i32);
 /// What the script is asked about one key.
 struct Question {
     key: String,
-    limit: Limit,
+    amount: NonZeroU64,
+    calendar: Calendar,
     report: Report,
     want: u64,
 }
@@ -405,9 +412,10 @@ impl Keeper {
         if self.connection.is_none() && !self.connect_meanwhile(inbox).await {
             return;
         }
-        let limit = Limit { amount: NonZeroU64::MIN, period: Period::Day };
+        let calendar = Calendar { period: Period::Day, offset: Duration::ZERO };
         let report = Report { window: None, confirmed: 0, held: 0, seen: 0, left: 0 };
-        let probe = Question { key: format!("{}:probe", self.namespace), limit, report, want: 0 };
+        let probe =
+            Question { key: format!("{}:probe", self.namespace), amount: NonZeroU64::MIN, calendar, report, want: 0 };
         if self.ask(vec![probe], &[]).await.grants.iter().any(Option::is_none) {
             inbox.refuse_waiting();
         }
@@ -435,7 +443,8 @@ impl Keeper {
     fn question(&self, counter: &Counter, want: impl FnOnce(u64) -> u64) -> Question {
         let report = counter.report();
         let key = format!("{}:quota:{}:{}", self.namespace, counter.key_id, counter.limit.period.name());
-        Question { key, limit: counter.limit, want: want(report.left), report }
+        let (amount, calendar) = (counter.limit.amount, counter.calendar);
+        Question { key, amount, calendar, want: want(report.left), report }
     }
 
     /// One round trip for all that is asked. `None` for what was not answered.
@@ -467,9 +476,10 @@ impl Keeper {
         question: &Question,
         sent: Instant,
     ) -> Result<Grant, Failure> {
-        let Question { key, limit, report, want } = question;
+        let Question { key, amount, calendar, report, want } = question;
+        let period = calendar.period;
         let mut call = CHARGE.key(key);
-        call.arg(limit.period.name()).arg(limit.amount.get()).arg(lifetime_seconds(limit.period));
+        call.arg(period.name()).arg(amount.get()).arg(lifetime_seconds(period)).arg(calendar.offset.as_secs());
         call.arg(&self.gateway).arg(self.call);
         call.arg(report.window.map(|window| window.to_string()).unwrap_or_default());
         call.arg(report.confirmed).arg(report.held).arg(report.seen).arg(*want);
@@ -477,7 +487,7 @@ impl Keeper {
         let (window, given, held, granted, second, microsecond) = answer;
         let now = Timestamp::new(second, microsecond.saturating_mul(1000))?;
         // The store looked at its clock after we sent, so this is not later than its end of the window.
-        let ends = sent + until(now, limit.period.end(window));
+        let ends = sent + until(now, calendar.end(window));
         let connection = self.shared.connection();
         Ok(Grant { window, given, granted, shared: Some(Confirmed { held, ends, connection }) })
     }

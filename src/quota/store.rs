@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use tokio::sync::{mpsc, oneshot};
 
-use super::calendar::Window;
+use super::calendar::{OFFSET_MAX, Window};
 use super::counter::{Attempt, Balance, Counter, Grant, Hold, Terms, next_window};
 use super::shared::{self, Asked, Shared};
 use super::tokens::Tokens;
@@ -147,7 +147,7 @@ impl Store {
         if self.shared().is_some_and(Shared::is_down) {
             return Err(Down);
         }
-        let seen = counter.limit.period.window(now);
+        let seen = counter.calendar.window(now);
         self.inbox.try_send(Message::Ask(Ask { counter, seen, want })).map_err(|_| Down)
     }
 
@@ -392,8 +392,10 @@ impl Want {
     }
 }
 
-/// Deletes the rows of windows before the last one. That one stays, for a clock that steps back over midnight.
+/// Deletes the rows of windows before the last one, whatever their offset. That one stays, for a clock that steps back
+/// over midnight.
 fn forget_ended(tx: &Transaction<'_>, now: Timestamp) -> rusqlite::Result<()> {
+    let now = now.checked_sub(OFFSET_MAX).unwrap_or(Timestamp::MIN);
     for period in [Period::Day, Period::Week, Period::Month] {
         tx.execute(
             "DELETE FROM usage WHERE period = ? AND window < ?",

@@ -1,6 +1,8 @@
 //! Quotas that several gateways share, over a real Redis: exact, whatever becomes of the server and the wire to it.
 
+mod processes;
 mod throttle;
+mod troubles;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
