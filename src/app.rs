@@ -114,7 +114,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     let keys = Arc::new(keys);
     let (tell, stays) = held::line();
     tell.send_replace(who_stays(&keys, clock.now()));
-    let quota = Arc::new(Quota::open(config.quota)?);
+    let quota = Arc::new(Quota::open(config.quota, &mut getrandom::fill)?);
     let metrics = Metrics::new(config.metrics);
     let drift = Drift::new(config.drift);
     let aws = Aws::default();

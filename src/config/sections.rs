@@ -26,7 +26,7 @@ use crate::manager::ModelConfig;
 use crate::manager::admission::{self, SignatureChange};
 use crate::metrics::cloudwatch::Mode;
 use crate::model::{ModelName, RECENT_MAX_ROWS};
-use crate::quota::{Enforcement, Limit, Period, Plan, Throttle, Unit};
+use crate::quota::{Enforcement, Limit, OFFSET_MAX, Period, Plan, Throttle, Unit};
 use crate::registry::Credentials;
 use crate::server::ErrorStyle;
 use crate::telemetry::LogFormat;
@@ -282,15 +282,20 @@ fn limits(s: &mut Section<'_>) -> Plan {
     let quota = s.optional("quota", whole::<u64>(1..=i64::MAX.unsigned_abs()));
     let period = [("day", Period::Day), ("week", Period::Week), ("month", Period::Month)];
     let period = s.defaulted("period", word(&period, &[]));
+    let offset = s.optional("offset", duration(Duration::ZERO..=OFFSET_MAX)).unwrap_or_default();
     let unit = s.defaulted("unit", word(&[("rows", Unit::Rows), ("requests", Unit::Requests)], &[]));
     let concurrency = s.optional("concurrency", count());
     let enforced = s.defaulted("enforce", boolean);
     if burst.is_some() && !s.has("rate") {
         s.mistake("burst", "expected a `rate` with it");
     }
+    if s.has("offset") && !s.has("quota") {
+        s.mistake("offset", "expected a `quota` with it");
+    }
     Plan {
         throttle: rate.map(|rate| Throttle { rate, burst: burst.unwrap_or_else(|| one_second_of(rate)) }),
         quota: quota.and_then(NonZeroU64::new).map(|amount| Limit { amount, period }),
+        offset,
         unit,
         concurrency: concurrency.and_then(NonZeroU32::new),
         enforcement: if enforced { Enforcement::Enforced } else { Enforcement::DryRun },

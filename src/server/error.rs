@@ -227,10 +227,14 @@ impl Code {
                 (StatusCode::TOO_MANY_REQUESTS, "Too Many Requests", Some("TooManyRequestsException"))
             }
             Self::QuotaExceeded => (StatusCode::TOO_MANY_REQUESTS, "Limit Exceeded", Some("LimitExceededException")),
-            Self::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "Request Too Long", None),
-            Self::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, "Endpoint request timed out", None),
+            Self::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "Request Too Long", Some("BadRequestException")),
+            Self::DeadlineExceeded => {
+                let error_type = Some("InternalServerErrorException");
+                (StatusCode::GATEWAY_TIMEOUT, "Endpoint request timed out", error_type)
+            }
             Self::Internal | Self::ModelOutputInvalid => {
-                (StatusCode::INTERNAL_SERVER_ERROR, "Internal server error", None)
+                let error_type = Some("InternalServerErrorException");
+                (StatusCode::INTERNAL_SERVER_ERROR, "Internal server error", error_type)
             }
             Self::MalformedJson
             | Self::MalformedRequest

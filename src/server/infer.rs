@@ -108,7 +108,8 @@ async fn infer(
         Ok(read) => read,
         // Reading is work too: a body that is none takes a token of the rate, and nothing of the quota.
         Err(error) => {
-            let exceeded = limited(room, caller, state.quota.take_token(caller, state.clock.now()))?;
+            let exceeded = state.quota.take_token(caller, state.clock.now()).await;
+            let exceeded = limited(room, caller, exceeded)?;
             overlooked(room, caller, exceeded);
             return Err(error);
         }
@@ -150,6 +151,7 @@ pub(super) async fn usage(room: &Room, head: &Parts, journal: &mut Journal) -> R
     caller.may_read_usage()?;
     let usage = room.state.quota.usage(&caller, room.state.clock.now()).await?;
     journal.rate_limit = Some(ratelimit::Headers::of(&usage.standing));
+    journal.quota_is_degraded = usage.is_degraded;
     let pins: Vec<_> = room.state.keys.pins_of(&caller, room.state.clock.now()).map(pin_report).collect();
     Ok(json_answer(&usage_report(&caller, &usage, &pins)))
 }

@@ -209,7 +209,7 @@ fn capture_families(counts: &capture::Counts) -> [Family; 2] {
     ]
 }
 
-fn quota_families(health: &Health) -> [Family; 3] {
+fn quota_families(health: &Health) -> [Family; 4] {
     let labelled = |label, word: &str, count| (vec![(label, word.to_owned())], figure(count));
     let answered = health.calls.saturating_sub(health.failures);
     [
@@ -230,6 +230,12 @@ fn quota_families(health: &Health) -> [Family; 3] {
             help: "Charges decided without the shared quota store, because it could not be asked",
             counter: true,
             samples: vec![labelled("outcome", "lent", health.lent), labelled("outcome", "refused", health.refused)],
+        },
+        Family {
+            name: "modelgate_quota_lent_units",
+            help: "Rows or requests that were lent because the shared quota store could not be asked",
+            counter: true,
+            samples: vec![(Vec::new(), figure(health.lent_units))],
         },
     ]
 }

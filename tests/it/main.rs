@@ -25,3 +25,4 @@ mod server;
 mod shared_quota;
 mod support;
 mod tidy;
+mod usage;
