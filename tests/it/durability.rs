@@ -258,11 +258,10 @@ async fn kills(kills: u64, samples: u64) {
     assert!(hits.open_segment >= at_least(4) && hits.upload >= at_least(10) && hits.deletion >= at_least(10));
 
     s3.weather().clear_up();
-    let mut gate = Gate::open(folder.path(), Sink::S3 {
-        client: s3.client(SECRET),
-        bucket: BUCKET.to_owned(),
-        prefix: String::new(),
-    });
+    let mut gate = Gate::open(
+        folder.path(),
+        Sink::S3 { client: s3.client(SECRET), bucket: BUCKET.to_owned(), prefix: String::new() },
+    );
     assert_eq!(gate.flush().await.waiting, 0);
     let objects = objects(&s3);
     let bodies: BTreeSet<_> = objects.iter().map(|(_, body)| body).collect();

@@ -146,4 +146,3 @@ pub(crate) fn segments(folder: &Path) -> Vec<(String, Vec<u8>)> {
     files.retain(|(name, _)| name.ends_with(".segment"));
     files
 }
-
