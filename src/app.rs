@@ -62,6 +62,9 @@ const CAPTURE_FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// How often drift is looked at: a few times in each step of the shortest window, and before each flush to CloudWatch.
 const DRIFT_INTERVAL: Duration = Duration::from_secs(2);
 
+/// How often drift is written down: a kill costs the rows of so long.
+const DRIFT_SAVE_INTERVAL: Duration = Duration::from_mins(1);
+
 /// How long a stop waits for measurements and samples to be taken. Samples that are not stay on disk for the next start.
 const LAST_FLUSH: Duration = Duration::from_secs(15);
 
@@ -116,7 +119,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     tell.send_replace(who_stays(&keys, clock.now()));
     let quota = Arc::new(Quota::open(config.quota, &mut getrandom::fill)?);
     let metrics = Metrics::new(config.metrics);
-    let drift = Drift::new(config.drift);
+    let drift = Drift::open(config.drift, config.data_dir.join("drift.state"));
     let aws = Aws::default();
     let (capture, capture_writer) = open_capture(config.capture, &aws, seed).await?;
     let (models, publisher) = model::published(config.manager.models.iter().map(|model| model.name.clone()));
@@ -179,7 +182,11 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     back.spawn("shadow", compare(comparer, back.stopping()));
     back.spawn("keys", refresh_keys(keys, tell, clock.clone(), back.stopping()));
     back.spawn("usage", settle_usage(quota, clock.clone(), back.stopping()));
-    back.spawn("drift", follow_drift(drift, running.models.clone(), metrics.clone(), clock.clone(), back.stopping()));
+    back.spawn(
+        "drift",
+        follow_drift(drift.clone(), running.models.clone(), metrics.clone(), clock.clone(), back.stopping()),
+    );
+    back.spawn("drift-state", keep_drift(drift, clock.clone(), back.stopping()));
     if let Some(writer) = capture_writer {
         back.spawn("capture", write_samples(writer, clock.clone(), back.stopping()));
     }
@@ -434,6 +441,15 @@ async fn follow_drift(drift: Drift, models: Models, metrics: Metrics, clock: Clo
         drift.settle_once(now);
         metrics.show_drift(&drift.reports(&models.snapshot(), now));
     }
+}
+
+/// Writes the windows down once a while, and once more after the last request.
+async fn keep_drift(drift: Drift, clock: Clock, stop: CancellationToken) {
+    let mut pace = Pace::new(DRIFT_SAVE_INTERVAL, stop);
+    while pace.next().await {
+        drift.save_once(clock.now()).await;
+    }
+    drift.save_once(clock.now()).await;
 }
 
 async fn send_metrics(mut flusher: cloudwatch::Flusher, interval: Duration, clock: Clock, stop: CancellationToken) {

@@ -10,6 +10,7 @@ mod cloudwatch;
 mod config;
 mod dashboard;
 mod drift;
+mod durability;
 mod gate;
 mod keys;
 mod keys_figures;

@@ -9,4 +9,5 @@ pub(crate) mod onnx;
 pub(crate) mod panel;
 pub(crate) mod redis;
 pub(crate) mod s3;
+pub(crate) mod samples;
 pub(crate) mod site;
