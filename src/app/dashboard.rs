@@ -39,7 +39,7 @@ pub fn dashboard(
     task: Task,
     tell_price: impl FnOnce(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<String> {
-    let cloudwatch = config.cloudwatch.as_ref();
+    let cloudwatch = config.sinks.cloudwatch.as_ref();
     let cloudwatch = cloudwatch.context("nothing is sent to CloudWatch: write [metrics.cloudwatch] first")?;
     let models: Vec<String> = config.manager.models.iter().map(|model| model.name.to_string()).collect();
     let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);

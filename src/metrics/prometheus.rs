@@ -11,7 +11,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::Family;
-use super::cloudwatch::Flushed;
+use super::flusher::Flushed;
 use super::histogram::float;
 use super::series::{FeatureOf, Scope, Series};
 use super::totals::{Total, Totals};
@@ -24,12 +24,11 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 pub(super) fn page(
     totals: Totals,
     drift: &BTreeMap<Series, f64>,
-    flushed: Option<&Flushed>,
+    flushed: &[(&'static str, Flushed)],
     outside: &[Family],
 ) -> String {
     let mut registry = Registry::default();
-    let families =
-        [own(&totals), drift_families(drift), flushed.map(delivery).unwrap_or_default(), outside.to_vec()].concat();
+    let families = [own(&totals), drift_families(drift), delivery(flushed), outside.to_vec()].concat();
     registry.register_collector(Box::new(Page { totals, families }));
     let mut page = String::new();
     encode(&mut page, &registry).expect("writing to a String does not fail");
@@ -134,14 +133,19 @@ fn model_label(model: &ModelName) -> Vec<(&'static str, String)> {
     vec![("model", model.to_string())]
 }
 
-/// What was sent to CloudWatch, where anything is.
-fn delivery(flushed: &Flushed) -> Vec<Family> {
-    let one = |figure: usize| vec![(Vec::new(), float(figure as u64))];
+/// What was sent, by sink.
+fn delivery(flushed: &[(&'static str, Flushed)]) -> Vec<Family> {
+    let each = |figure: fn(&Flushed) -> usize| -> Vec<Sample> {
+        let sample = |(sink, flushed): &(&'static str, Flushed)| {
+            (vec![("sink", (*sink).to_owned())], float(figure(flushed) as u64))
+        };
+        flushed.iter().map(sample).collect()
+    };
     vec![
-        counter("modelgate_cloudwatch_datums", "Datums CloudWatch received", one(flushed.datums)),
-        counter("modelgate_cloudwatch_calls", "Calls made to CloudWatch", one(flushed.calls)),
-        counter("modelgate_cloudwatch_dropped", "Datums given up", one(flushed.dropped)),
-        gauge("modelgate_cloudwatch_kept", "Datums that wait for the next flush", one(flushed.kept)),
+        counter("modelgate_sink_datums", "Datums a sink received", each(|flushed| flushed.datums)),
+        counter("modelgate_sink_calls", "Calls made to a sink", each(|flushed| flushed.calls)),
+        counter("modelgate_sink_dropped", "Datums given up", each(|flushed| flushed.dropped)),
+        gauge("modelgate_sink_kept", "Datums that wait for the next flush", each(|flushed| flushed.kept)),
     ]
 }
 
