@@ -413,7 +413,9 @@ async fn follow_drift(drift: Drift, models: Models, metrics: Metrics, clock: Clo
     while pace.next().await {
         let now = clock.now();
         drift.settle_once(now);
-        metrics.show_drift(&drift.reports(&models.snapshot(), now));
+        let served = models.snapshot();
+        metrics.show_drift(&drift.reports(&served, now));
+        metrics.show_served(served.iter().filter_map(|(_, entry)| entry.serving.as_ref()).map(|model| model.id()));
     }
 }
 

@@ -18,12 +18,12 @@ use parking_lot::{Mutex, MutexGuard};
 
 use self::delivery::{Delivery, Pending, Place};
 use self::histogram::Histogram;
-use self::series::Series;
+use self::series::{Scope, Series};
 use self::totals::Totals;
 use self::vocabulary::Vocabularies;
 use self::window::{Codes, Measured, OK, Window};
 use crate::drift::report::Report;
-use crate::model::{Features, Identity, Inputs, Model, Outputs};
+use crate::model::{Features, Identity, Inputs, Model, ModelName, Outputs, Version};
 
 pub use self::delivery::Mode;
 pub use self::flusher::{Flushed, Flusher};
@@ -101,6 +101,8 @@ struct Gathered {
     totals: Totals,
     /// The drift that was last seen. No larger than the totals, where each of its series has a place.
     drift: BTreeMap<Series, f64>,
+    /// The version of each model that served when somebody last looked.
+    served: BTreeMap<ModelName, Version>,
     /// One for each [`Flusher`]: as many as there are sinks in the configuration.
     deliveries: Vec<Delivery>,
 }
@@ -131,6 +133,7 @@ impl Metrics {
             gathered: Mutex::new(Gathered {
                 totals: Totals::new(max_series),
                 drift: BTreeMap::new(),
+                served: BTreeMap::new(),
                 deliveries: Vec::new(),
             }),
         }))
@@ -193,6 +196,17 @@ impl Metrics {
         }
     }
 
+    /// Notes which versions serve now. One that serves in place of another, newer or older, has a mark.
+    pub fn show_served<'s>(&self, served: impl Iterator<Item = &'s Arc<Identity>>) {
+        let mut gathered = self.gather();
+        for id in served {
+            let before = gathered.served.insert(id.name.clone(), id.version);
+            if before.is_some_and(|before| before != id.version) {
+                gathered.add(id, &Series::Switched(Scope::version(id)), &Histogram::of(1.0, 1));
+            }
+        }
+    }
+
     /// One request that passed a limit of `plan`, refused or, in a dry run, not.
     pub fn limit_passed(&self, plan: &Arc<str>, limit: PlanLimit) {
         *self.stripe().lock().limits.entry((Arc::clone(plan), limit)).or_default() += 1;
@@ -209,10 +223,10 @@ impl Metrics {
         prometheus::page(totals, &drift, &flushed, outside)
     }
 
-    /// From now on, what is measured is also kept for `sink` until it is [taken](Self::take_pending).
-    fn start_delivery(&self, sink: &'static str, mode: Mode) -> Place {
+    /// From now on, what is measured is also kept for a sink until it is [taken](Self::take_pending).
+    fn start_delivery(&self, delivery: Delivery) -> Place {
         let deliveries = &mut self.gather().deliveries;
-        deliveries.push(Delivery::new(sink, mode));
+        deliveries.push(delivery);
         Place(deliveries.len() - 1)
     }
 
@@ -272,14 +286,18 @@ impl Gathered {
     fn absorb(&mut self, measured: Measured) {
         let refused = self.totals.refused();
         for (series, values) in measured.series {
-            if self.totals.add(&measured.id, &series, &values) {
-                self.keep(&series, &values);
-            }
+            self.add(&measured.id, &series, &values);
         }
         self.totals.add_version(&measured.id, &measured.codes, &measured.durations);
         let refused = self.totals.refused() - refused;
         if refused > 0 {
             self.keep(&Series::Refused, &Histogram::of(1.0, refused));
+        }
+    }
+
+    fn add(&mut self, id: &Arc<Identity>, series: &Series, values: &Histogram) {
+        if self.totals.add(id, series, values) {
+            self.keep(series, values);
         }
     }
 

@@ -23,6 +23,15 @@ pub enum Mode {
     },
 }
 
+/// What becomes of a model's own series where those of its versions go out as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OverVersions {
+    /// They go out beside them: CloudWatch has alarms on them, and adds nothing up by itself.
+    Sent,
+    /// They stay here: the sink adds up what shares a name, and would count everything twice.
+    LeftOut,
+}
+
 /// What was measured and not yet handed to a flusher. Bounded like the totals.
 pub(super) type Pending = HashMap<Series, Histogram>;
 
@@ -35,6 +44,7 @@ pub(super) struct Place(pub(super) usize);
 pub(super) struct Delivery {
     sink: &'static str,
     mode: Mode,
+    totals: OverVersions,
     pending: Pending,
     /// What all flushes did; `kept` as it was after the last.
     flushed: Flushed,
@@ -42,14 +52,15 @@ pub(super) struct Delivery {
 
 impl Delivery {
     /// Nothing measured yet for `sink`.
-    pub(super) fn new(sink: &'static str, mode: Mode) -> Self {
-        Self { sink, mode, pending: Pending::new(), flushed: Flushed::default() }
+    pub(super) fn new(sink: &'static str, mode: Mode, totals: OverVersions) -> Self {
+        Self { sink, mode, totals, pending: Pending::new(), flushed: Flushed::default() }
     }
 
     /// Keeps measurements, as far as the mode sends them.
     pub(super) fn keep(&mut self, series: &Series, values: &Histogram) {
         let mut keep = |series, values: &Histogram| self.pending.entry(series).or_default().merge(values);
         match &self.mode {
+            Mode::Full if self.totals == OverVersions::LeftOut && series.is_over_versions() => (),
             Mode::Full => keep(series.clone(), values),
             _ if series.is_lean() => keep(series.clone(), values),
             Mode::Lean => (),

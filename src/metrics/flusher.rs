@@ -11,7 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::delivery::Place;
+use super::delivery::{Delivery, OverVersions, Place};
 use super::queue::{Batch, Queue};
 use super::{Metrics, cloudwatch, emf, otlp};
 
@@ -72,21 +72,21 @@ impl Flusher {
         to: cloudwatch::Config,
         now: Timestamp,
     ) -> Self {
-        let place = metrics.start_delivery("cloudwatch", to.mode);
+        let place = metrics.start_delivery(Delivery::new("cloudwatch", to.mode, OverVersions::Sent));
         Self::new(metrics, place, Sink::CloudWatch { client, namespace: to.namespace }, now)
     }
 
     /// A flusher of `metrics` in lines of the embedded metric format. They keep their measurements for it from `now` on.
     #[must_use]
     pub fn to_emf(metrics: Metrics, out: emf::Out, to: cloudwatch::Config, now: Timestamp) -> Self {
-        let place = metrics.start_delivery("emf", to.mode);
+        let place = metrics.start_delivery(Delivery::new("emf", to.mode, OverVersions::Sent));
         Self::new(metrics, place, Sink::Emf { out, namespace: to.namespace }, now)
     }
 
     /// A flusher of `metrics` to an OpenTelemetry collector. They keep their measurements for it from `now` on.
     #[must_use]
     pub fn to_otlp(metrics: Metrics, client: reqwest::Client, to: otlp::Config, now: Timestamp) -> Self {
-        let place = metrics.start_delivery("otlp", to.mode.clone());
+        let place = metrics.start_delivery(Delivery::new("otlp", to.mode.clone(), OverVersions::LeftOut));
         Self::new(metrics, place, Sink::Otlp(otlp::Exporter::new(client, to)), now)
     }
 

@@ -37,6 +37,8 @@ pub(super) enum Series {
     MaxPsi(ModelName),
     /// Rows that drift is computed of.
     SampleRows(ModelName),
+    /// Times that a version came to serve in place of another.
+    Switched(Scope),
     /// Measurements whose series found no room.
     Refused,
     /// Requests above a plan's rate, or above what it allows at one time.
@@ -141,6 +143,7 @@ impl Series {
             Self::DriftedFeatures(_) => "DriftedFeatures",
             Self::MaxPsi(_) => "MaxPSI",
             Self::SampleRows(_) => "SampleRows",
+            Self::Switched(_) => "Switched",
             Self::Refused => "SeriesRefused",
             Self::Throttled { .. } => "Throttled",
             Self::QuotaExceeded { .. } => "QuotaExceeded",
@@ -171,9 +174,20 @@ impl Series {
             | Self::Psi(_)
             | Self::FeatureDrift(_)
             | Self::SampleRows(_)
+            | Self::Switched(_)
             | Self::Throttled { .. }
             | Self::QuotaExceeded { .. }
             | Self::Monitor { .. } => false,
+        }
+    }
+
+    /// Whether it is of a model where each of its versions has one of its own.
+    pub(super) fn is_over_versions(&self) -> bool {
+        match self {
+            Self::Requests(scope) | Self::Errors(scope) | Self::Latency(scope) | Self::Prediction(scope) => {
+                scope.version.is_none()
+            }
+            _ => false,
         }
     }
 
@@ -195,6 +209,7 @@ impl Series {
             | Self::FeatureCategory { .. }
             | Self::DriftedFeatures(_)
             | Self::SampleRows(_)
+            | Self::Switched(_)
             | Self::Refused
             | Self::Throttled { .. }
             | Self::QuotaExceeded { .. } => Unit::Count,
@@ -216,6 +231,7 @@ impl Series {
             | Self::FeatureMissing(_)
             | Self::FeatureUnseen(_)
             | Self::FeatureCategory { .. }
+            | Self::Switched(_)
             | Self::Refused
             | Self::Throttled { .. }
             | Self::QuotaExceeded { .. }
@@ -226,7 +242,11 @@ impl Series {
     /// The dimensions' names and values, as they are.
     pub(super) fn dimensions(&self) -> Vec<(&'static str, String)> {
         let texts: Vec<(&'static str, &dyn ToString)> = match self {
-            Self::Requests(scope) | Self::Errors(scope) | Self::Latency(scope) | Self::Prediction(scope) => {
+            Self::Requests(scope)
+            | Self::Errors(scope)
+            | Self::Latency(scope)
+            | Self::Prediction(scope)
+            | Self::Switched(scope) => {
                 let version = scope.version.as_ref().map(|version| ("Version", version as &dyn ToString));
                 std::iter::once(("Model", &scope.model as &dyn ToString)).chain(version).collect()
             }
