@@ -25,7 +25,7 @@ use crate::drift::Drift;
 use crate::manager::admission::probe;
 use crate::manager::history::History;
 use crate::manager::{Manager, Parts};
-use crate::metrics::{Metrics, cloudwatch};
+use crate::metrics::{Flusher, Metrics};
 use crate::model::runtime::Runtime;
 use crate::model::shadow::Comparer;
 use crate::model::{self, Models, Target, held, orders, shadow};
@@ -42,6 +42,7 @@ mod demo;
 mod doctor;
 pub mod operate;
 pub mod replay;
+mod sinks;
 mod verify;
 
 pub use baseline::{BaselineSources, FeatureSource, baseline};
@@ -190,10 +191,8 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     if let Some(writer) = capture_writer {
         back.spawn("capture", write_samples(writer, clock.clone(), back.stopping()));
     }
-    if let Some(to) = config.cloudwatch {
-        let client = cloudwatch::client(aws.config().await);
-        let flusher = cloudwatch::Flusher::new(metrics, client, to.clone());
-        back.spawn("cloudwatch", send_metrics(flusher, to.interval, clock, back.stopping()));
+    for (name, interval, flusher) in sinks::open(config.sinks, &metrics, &aws, clock.now()).await? {
+        back.spawn(name, send_metrics(flusher, interval, clock.clone(), back.stopping()));
     }
     info!(data = %running.data, admin = %running.admin, onnxruntime = %runtime.version(), "listening on {}, admin on {}", running.data, running.admin);
     Ok(running)
@@ -439,7 +438,9 @@ async fn follow_drift(drift: Drift, models: Models, metrics: Metrics, clock: Clo
     while pace.next().await {
         let now = clock.now();
         drift.settle_once(now);
-        metrics.show_drift(&drift.reports(&models.snapshot(), now));
+        let served = models.snapshot();
+        metrics.show_drift(&drift.reports(&served, now));
+        metrics.show_served(served.iter().filter_map(|(_, entry)| entry.serving.as_ref()).map(|model| model.id()));
     }
 }
 
@@ -452,13 +453,13 @@ async fn keep_drift(drift: Drift, clock: Clock, stop: CancellationToken) {
     drift.save_once(clock.now()).await;
 }
 
-async fn send_metrics(mut flusher: cloudwatch::Flusher, interval: Duration, clock: Clock, stop: CancellationToken) {
+async fn send_metrics(mut flusher: Flusher, interval: Duration, clock: Clock, stop: CancellationToken) {
     let mut pace = Pace::new(interval, stop);
     while pace.next().await {
         flusher.flush_once(clock.now()).await;
     }
     if tokio::time::timeout(LAST_FLUSH, flusher.flush_once(clock.now())).await.is_err() {
-        warn!("CloudWatch did not take the last measurements in time; they are lost");
+        warn!("the last measurements were not taken in time; they are lost");
     }
 }
 
