@@ -48,7 +48,7 @@ pub fn doctor(config: &Config) -> anyhow::Result<(String, bool)> {
         if let Some(capture) = &config.capture {
             findings.push(samples(&capture.sink, &aws).await);
         }
-        if let Some(to) = &config.cloudwatch {
+        if let Some(to) = &config.sinks.cloudwatch {
             findings.push(cloudwatch(&to.namespace, &aws).await);
         }
         let good = findings.iter().all(|finding| finding.found.is_ok());
@@ -93,7 +93,7 @@ async fn version(registry: &Registry, model: &ModelConfig) -> anyhow::Result<Vec
     let scratch = tempfile::tempdir()?;
     let cache = Cache::open(scratch.path().join("cache"))?;
     let servable = async {
-        let loading = Loading::new(found.version, Clock::system().now());
+        let loading = Loading::new(Clock::system().now());
         let fetched = registry.fetch(&found, &cache, &loading).await?;
         Ok::<_, RegistryError>(MlModel::read(&fetched.folder)?.onnx)
     };

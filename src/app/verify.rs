@@ -86,7 +86,7 @@ async fn fetch(config: &Config, scratch: &Path, name: &str, select: &Select) -> 
     let cache = Cache::open(scratch.join("cache")).context("cannot make a folder for the version's files")?;
     let registry = open_registry(config.registry.clone(), &Aws::default())?;
     let found = registry.resolve(name, select).await?;
-    let fetched = registry.fetch(&found, &cache, &Loading::new(found.version, Clock::system().now())).await?;
+    let fetched = registry.fetch(&found, &cache, &Loading::new(Clock::system().now())).await?;
     Ok((found, fetched))
 }
 

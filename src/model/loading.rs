@@ -9,10 +9,10 @@ use super::Version;
 /// One version on its way. Whoever brings it writes, whoever reports reads; the figures need not agree to the byte.
 #[derive(Debug)]
 pub struct Loading {
-    /// Which version.
-    pub version: Version,
     /// When it was begun.
     pub since: Timestamp,
+    /// Its number; 0 as long as only an alias is known.
+    version: AtomicU64,
     is_here: AtomicBool,
     bytes: AtomicU64,
     total: AtomicU64,
@@ -41,9 +41,14 @@ impl Step {
 impl Loading {
     /// A version of which nothing is here yet.
     #[must_use]
-    pub fn new(version: Version, since: Timestamp) -> Self {
-        let (bytes, total) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { version, since, is_here: AtomicBool::new(false), bytes, total }
+    pub fn new(since: Timestamp) -> Self {
+        let (version, bytes, total) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        Self { since, version, is_here: AtomicBool::new(false), bytes, total }
+    }
+
+    /// Notes which version it is.
+    pub fn begin(&self, version: Version) {
+        self.version.store(version.0, Ordering::Relaxed);
     }
 
     /// Notes how many bytes all its files have together.
@@ -56,9 +61,16 @@ impl Loading {
         self.bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// Notes that all its files are here.
-    pub fn is_here(&self) {
+    /// Notes which version it is, and that all its files are here.
+    pub fn is_here(&self, version: Version) {
+        self.begin(version);
         self.is_here.store(true, Ordering::Relaxed);
+    }
+
+    /// Which version it is, once that is known.
+    #[must_use]
+    pub fn version(&self) -> Option<Version> {
+        Some(Version(self.version.load(Ordering::Relaxed))).filter(|version| version.0 > 0)
     }
 
     /// What happens to it.

@@ -294,9 +294,20 @@ impl Model {
     /// # Errors
     /// When the model fails, answers something that is no answer, or there is no session or no time for it.
     pub async fn predict(&self, inputs: &Inputs, deadline: Instant) -> Result<Outputs, PredictError> {
-        let outputs = self.replay(inputs, deadline).await?;
-        self.recent.offer(inputs);
-        Ok(outputs)
+        self.predict_timed(inputs, deadline).await.0
+    }
+
+    /// As [`predict`](Self::predict), and what the run took: nothing of the wait for a session is in it.
+    pub(super) async fn predict_timed(
+        &self,
+        inputs: &Inputs,
+        deadline: Instant,
+    ) -> (Result<Outputs, PredictError>, Duration) {
+        let (answer, took) = self.replay_timed(inputs, deadline).await;
+        if answer.is_ok() {
+            self.recent.offer(inputs);
+        }
+        (answer, took)
     }
 
     /// As [`predict`](Self::predict), for rows that nobody waits for: they are not remembered.
@@ -304,14 +315,29 @@ impl Model {
     /// # Errors
     /// As [`predict`](Self::predict).
     pub async fn replay(&self, inputs: &Inputs, deadline: Instant) -> Result<Outputs, PredictError> {
+        self.replay_timed(inputs, deadline).await.0
+    }
+
+    /// As [`replay`](Self::replay), and what the run took.
+    pub(super) async fn replay_timed(
+        &self,
+        inputs: &Inputs,
+        deadline: Instant,
+    ) -> (Result<Outputs, PredictError>, Duration) {
         if inputs.rows() == 0 {
-            return Ok(self.engine.decider.nothing());
+            return (Ok(self.engine.decider.nothing()), Duration::ZERO);
         }
-        let mut lease = self.slots.acquire(deadline).await?;
-        if self.expected(inputs.rows()) <= INLINE_MAX {
-            return self.engine.run(&mut lease, inputs, None);
-        }
-        self.run_aside(lease, inputs.clone(), deadline).await
+        let mut lease = match self.slots.acquire(deadline).await {
+            Ok(lease) => lease,
+            Err(error) => return (Err(error), Duration::ZERO),
+        };
+        let start = Instant::now();
+        let answer = if self.expected(inputs.rows()) <= INLINE_MAX {
+            self.engine.run(&mut lease, inputs, None)
+        } else {
+            self.run_aside(lease, inputs.clone(), deadline).await
+        };
+        (answer, start.elapsed())
     }
 
     /// Some of the requests answered lately, the oldest first: at most [`RECENT_MAX_ROWS`](super::RECENT_MAX_ROWS) rows.

@@ -37,7 +37,7 @@ impl Binary {
         Self::start(&mut Command::new(env!("CARGO_BIN_EXE_modelgate")), file, environment)
     }
 
-    fn start(command: &mut Command, file: &Path, environment: &[(&str, &str)]) -> Self {
+    pub(crate) fn start(command: &mut Command, file: &Path, environment: &[(&str, &str)]) -> Self {
         command.arg("serve").arg("--config").arg(file).env("RUST_LOG", "info").envs(environment.iter().copied());
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();

@@ -157,7 +157,7 @@ fn quota(folder: &Path) -> Quota {
         ..Plan::default()
     };
     let plans = PLANS.map(PlanName::from).into_iter().zip([open, small]).collect();
-    Quota::open(quota::Config { store: Location::File(folder.join("gate.db")), plans }).unwrap()
+    Quota::open(quota::Config { store: Location::File(folder.join("gate.db")), plans }, &mut getrandom::fill).unwrap()
 }
 
 fn state(folder: &Path, keys: ApiKeys, models: Models) -> State {
