@@ -218,6 +218,10 @@ async fn a_version_of_a_model_made_anew_is_another_version() {
 async fn all_files_arrive_with_their_digest() {
     let big = noise(300_000, 1);
     let mut files = onnx_files(&big);
+    // An archive is a file as any other: nothing in it is looked at.
+    let archive = [b"../../../../evil".to_vec(), vec![0; 496], b"evil".to_vec(), vec![0; 1020]].concat();
+    let link = b"PK\x03\x04\x14\0\0\0\0\0../../evil".to_vec();
+    files.extend([("bundle.tar", archive.as_slice()), ("bundle.zip", link.as_slice())]);
     files.extend([("code/part one/ä.py", &b"x = 1"[..]), ("empty", b""), ("100%25.txt", b"x")]);
     let taken: Vec<_> = files.iter().copied().filter(|(name, _)| *name != "100%25.txt").collect();
     for server in both() {
