@@ -22,6 +22,7 @@ use self::totals::Totals;
 use self::vocabulary::Vocabularies;
 use self::window::{Codes, Measured, OK, Window};
 use crate::drift::report::Report;
+use crate::feedback::tally::Figures;
 use crate::model::{Features, Identity, Inputs, Model, Outputs};
 
 pub mod cloudwatch;
@@ -91,6 +92,8 @@ struct Gathered {
     totals: Totals,
     /// The drift that was last seen. No larger than the totals, where each of its series has a place.
     drift: BTreeMap<Series, f64>,
+    /// The accuracy that was last seen, likewise.
+    accuracy: BTreeMap<Series, f64>,
     /// There once a [`cloudwatch::Flusher`] is.
     delivery: Option<Delivery>,
 }
@@ -128,7 +131,12 @@ impl Metrics {
         Self(Arc::new(Shared {
             stripes: (0..stripes).map(|_| Stripe::default()).collect(),
             vocabularies: Vocabularies::new(config.max_categories.get(), max_series),
-            gathered: Mutex::new(Gathered { totals: Totals::new(max_series), drift: BTreeMap::new(), delivery: None }),
+            gathered: Mutex::new(Gathered {
+                totals: Totals::new(max_series),
+                drift: BTreeMap::new(),
+                accuracy: BTreeMap::new(),
+                delivery: None,
+            }),
         }))
     }
 
@@ -189,6 +197,17 @@ impl Metrics {
         }
     }
 
+    /// Shows the accuracy of what is served, in place of what was shown before; to CloudWatch it goes as drift does.
+    pub fn show_accuracy(&self, versions: &[(Arc<Identity>, Figures)]) {
+        let mut gathered = self.gather();
+        let Gathered { totals, accuracy, .. } = &mut *gathered;
+        accuracy.clear();
+        for (id, figures) in versions {
+            let series = gauges::of_labels(id, figures).into_iter();
+            accuracy.extend(series.filter(|(series, figure)| totals.add(id, series, &Histogram::of(*figure, 1))));
+        }
+    }
+
     /// One request that passed a limit of `plan`, refused or, in a dry run, not.
     pub fn limit_passed(&self, plan: &Arc<str>, limit: PlanLimit) {
         *self.stripe().lock().limits.entry((Arc::clone(plan), limit)).or_default() += 1;
@@ -198,11 +217,12 @@ impl Metrics {
     #[must_use]
     pub fn render(&self, outside: &[Family]) -> String {
         let gathered = self.gather();
-        let (totals, drift) = (gathered.totals.clone(), gathered.drift.clone());
+        let totals = gathered.totals.clone();
+        let standing = gathered.standing();
         let flushed = gathered.delivery.as_ref().map(|delivery| delivery.flushed.clone());
         // Writing the page takes longer than copying the figures; nobody need wait for it.
         drop(gathered);
-        prometheus::page(totals, &drift, flushed.as_ref(), outside)
+        prometheus::page(totals, &standing, flushed.as_ref(), outside)
     }
 
     /// From now on, what is measured is also kept for CloudWatch until it is [taken](Self::take_pending).
@@ -213,7 +233,7 @@ impl Metrics {
     /// What was measured since last time, for CloudWatch.
     fn take_pending(&self) -> HashMap<Series, Histogram> {
         let mut gathered = self.gather();
-        for (series, figure) in gathered.drift.clone() {
+        for (series, figure) in gathered.standing() {
             gathered.keep(series, &Histogram::of(figure, 1));
         }
         gathered.delivery.as_mut().map(|delivery| std::mem::take(&mut delivery.pending)).unwrap_or_default()
@@ -270,6 +290,11 @@ impl Metrics {
 }
 
 impl Gathered {
+    /// The figures that stand as they are until the next look.
+    fn standing(&self) -> BTreeMap<Series, f64> {
+        self.drift.iter().chain(&self.accuracy).map(|(series, figure)| (series.clone(), *figure)).collect()
+    }
+
     fn absorb(&mut self, measured: Measured) {
         let refused = self.totals.refused();
         for (series, values) in measured.series {

@@ -86,7 +86,9 @@ fn unit(series: &Series) -> StandardUnit {
         | Series::FeatureValue(_)
         | Series::Psi(_)
         | Series::FeatureDrift(_)
-        | Series::MaxPsi(_) => StandardUnit::None,
+        | Series::MaxPsi(_)
+        | Series::Accuracy(_)
+        | Series::Rmse(_) => StandardUnit::None,
         Series::Requests(_)
         | Series::Errors(_)
         | Series::PredictionClass { .. }
@@ -95,6 +97,7 @@ fn unit(series: &Series) -> StandardUnit {
         | Series::FeatureCategory { .. }
         | Series::DriftedFeatures(_)
         | Series::SampleRows(_)
+        | Series::LabelledRows(_)
         | Series::Refused
         | Series::Throttled { .. }
         | Series::QuotaExceeded { .. } => StandardUnit::Count,

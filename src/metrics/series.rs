@@ -36,6 +36,12 @@ pub(super) enum Series {
     MaxPsi(ModelName),
     /// Rows that drift is computed of.
     SampleRows(ModelName),
+    /// The share of labelled rows whose class was right.
+    Accuracy(Scope),
+    /// The root of the mean squared distance of a predicted number from the true one.
+    Rmse(Scope),
+    /// Rows whose label came.
+    LabelledRows(Scope),
     /// Measurements whose series found no room.
     Refused,
     /// Requests above a plan's rate, or above what it allows at one time.
@@ -96,6 +102,9 @@ impl Series {
             Self::DriftedFeatures(_) => "DriftedFeatures",
             Self::MaxPsi(_) => "MaxPSI",
             Self::SampleRows(_) => "SampleRows",
+            Self::Accuracy(_) => "Accuracy",
+            Self::Rmse(_) => "RMSE",
+            Self::LabelledRows(_) => "LabelledRows",
             Self::Refused => "SeriesRefused",
             Self::Throttled { .. } => "Throttled",
             Self::QuotaExceeded { .. } => "QuotaExceeded",
@@ -117,6 +126,9 @@ impl Series {
             | Self::Psi(_)
             | Self::FeatureDrift(_)
             | Self::SampleRows(_)
+            | Self::Accuracy(_)
+            | Self::Rmse(_)
+            | Self::LabelledRows(_)
             | Self::Refused
             | Self::Throttled { .. }
             | Self::QuotaExceeded { .. } => false,
@@ -126,7 +138,13 @@ impl Series {
     /// The dimensions' names and values, as they are.
     pub(super) fn dimensions(&self) -> Vec<(&'static str, String)> {
         let texts: Vec<(&'static str, &dyn ToString)> = match self {
-            Self::Requests(scope) | Self::Errors(scope) | Self::Latency(scope) | Self::Prediction(scope) => {
+            Self::Requests(scope)
+            | Self::Errors(scope)
+            | Self::Latency(scope)
+            | Self::Prediction(scope)
+            | Self::Accuracy(scope)
+            | Self::Rmse(scope)
+            | Self::LabelledRows(scope) => {
                 let version = scope.version.as_ref().map(|version| ("Version", version as &dyn ToString));
                 std::iter::once(("Model", &scope.model as &dyn ToString)).chain(version).collect()
             }
