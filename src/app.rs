@@ -112,7 +112,9 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     let runtime = load_runtime(config.onnxruntime.clone()).await?;
     let keys = Arc::new(ApiKeys::open(config.auth, &mut getrandom::fill)?);
     let quota = Arc::new(Quota::open(config.quota)?);
-    let metrics = Metrics::new(config.metrics);
+    // What samples may not hold, metrics may not show.
+    let withheld = config.capture.as_ref().map(|capture| capture.protect.names()).unwrap_or_default();
+    let metrics = Metrics::withholding(config.metrics, withheld);
     let drift = Drift::new(config.drift);
     let aws = Aws::default();
     let samples = config.capture.as_ref().map(|capture| capture.sink.clone());

@@ -55,6 +55,8 @@ pub struct Metrics(Arc<Shared>);
 struct Shared {
     stripes: Box<[Stripe]>,
     vocabularies: Vocabularies,
+    /// Features whose values are not measured.
+    withheld: Vec<String>,
     gathered: Mutex<Gathered>,
 }
 
@@ -125,11 +127,19 @@ impl Metrics {
     /// Nothing measured yet.
     #[must_use]
     pub fn new(config: Config) -> Self {
+        Self::withholding(config, Vec::new())
+    }
+
+    /// As [`new`](Self::new); of the features `withheld`, by the model's or the callers' name for them, gaps are counted and
+    /// no value is measured.
+    #[must_use]
+    pub fn withholding(config: Config, withheld: Vec<String>) -> Self {
         let max_series = config.max_series.get();
         // Twice the threads that can run, so that two of them seldom share a stripe.
         let stripes = 2 * thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Self(Arc::new(Shared {
             stripes: (0..stripes).map(|_| Stripe::default()).collect(),
+            withheld,
             vocabularies: Vocabularies::new(config.max_categories.get(), max_series),
             gathered: Mutex::new(Gathered {
                 totals: Totals::new(max_series),
@@ -260,7 +270,7 @@ impl Metrics {
             drop(self.gather());
             fresh = self.stripe().lock();
         }
-        let mut window = Window::new(id, features, &self.0.vocabularies);
+        let mut window = Window::new(id, features, &self.0.vocabularies, &self.0.withheld);
         write(&mut window);
         fresh.windows.push(window);
     }
