@@ -22,6 +22,7 @@ use crate::capture::{self, Capture};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::drift::Drift;
+use crate::feedback::{self, Feedback, Keeper, Sender};
 use crate::manager::admission::probe;
 use crate::manager::history::History;
 use crate::manager::{Manager, Parts};
@@ -119,10 +120,14 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     let (tell, stays) = held::line();
     tell.send_replace(who_stays(&keys, clock.now()));
     let quota = Arc::new(Quota::open(config.quota, &mut getrandom::fill)?);
-    let metrics = Metrics::new(config.metrics);
+    // What samples may not hold, metrics may not show.
+    let withheld = config.capture.as_ref().map(|capture| capture.protect.names()).unwrap_or_default();
+    let metrics = Metrics::withholding(config.metrics, withheld);
     let drift = Drift::open(config.drift, config.data_dir.join("drift.state"));
     let aws = Aws::default();
+    let samples = config.capture.as_ref().map(|capture| capture.sink.clone());
     let (capture, capture_writer) = open_capture(config.capture, &aws, seed).await?;
+    let (feedback, labels) = open_feedback(config.feedback, samples.as_ref(), &aws).await?;
     let (models, publisher) = model::published(config.manager.models.iter().map(|model| model.name.clone()));
     let cache = Cache::open(config.data_dir.join("cache")).context("cannot open the model cache")?;
     let registry = Registry::new(config.registry, http_client()?);
@@ -156,6 +161,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
         metrics: metrics.clone(),
         drift: drift.clone(),
         capture,
+        feedback: feedback.clone(),
         readiness: readiness.clone(),
         clock: clock.clone(),
         poll_interval,
@@ -188,6 +194,11 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
         follow_drift(drift.clone(), running.models.clone(), metrics.clone(), clock.clone(), back.stopping()),
     );
     back.spawn("drift-state", keep_drift(drift, clock.clone(), back.stopping()));
+    if let Some((keeper, sender)) = labels {
+        let accuracy = show_accuracy(feedback, running.models.clone(), metrics.clone(), back.stopping());
+        back.spawn("accuracy", accuracy);
+        back.spawn("labels", keep_labels(keeper, sender, clock.clone(), back.stopping()));
+    }
     if let Some(writer) = capture_writer {
         back.spawn("capture", write_samples(writer, clock.clone(), back.stopping()));
     }
@@ -309,6 +320,20 @@ async fn open_capture(
     let sink = open_sink(&config.sink, aws).await;
     let (capture, writer) = capture::open(config, sink, &mut getrandom::fill, seed)?;
     Ok((capture, Some(writer)))
+}
+
+async fn open_feedback(
+    config: Option<feedback::Config>,
+    samples: Option<&capture::sink::Config>,
+    aws: &Aws,
+) -> anyhow::Result<(Feedback, Option<(Keeper, Option<Sender>)>)> {
+    let Some(config) = config else { return Ok((Feedback::off(), None)) };
+    let sink = match samples {
+        Some(samples) => Some(open_sink(samples, aws).await),
+        None => None,
+    };
+    let (feedback, keeper, sender) = feedback::open(config, sink)?;
+    Ok((feedback, Some((keeper, sender))))
 }
 
 async fn open_sink(config: &capture::sink::Config, aws: &Aws) -> Sink {
@@ -460,6 +485,43 @@ async fn send_metrics(mut flusher: Flusher, interval: Duration, clock: Clock, st
     }
     if tokio::time::timeout(LAST_FLUSH, flusher.flush_once(clock.now())).await.is_err() {
         warn!("the last measurements were not taken in time; they are lost");
+    }
+}
+
+async fn show_accuracy(feedback: Feedback, models: Models, metrics: Metrics, stop: CancellationToken) {
+    let mut pace = Pace::new(DRIFT_INTERVAL, stop);
+    while pace.next().await {
+        let set = models.snapshot();
+        let serving = set.iter().filter_map(|(_, entry)| entry.serving.as_ref());
+        let figures = serving.filter_map(|model| Some((Arc::clone(model.id()), feedback.figures(model.id())?)));
+        metrics.show_accuracy(&figures.collect::<Vec<_>>());
+    }
+}
+
+/// Keeps answers and labels as they come, and sends labels to the sink; to the end, when no listener takes any more.
+async fn keep_labels(mut keeper: Keeper, mut sender: Option<Sender>, clock: Clock, stop: CancellationToken) {
+    let keep = async {
+        loop {
+            tokio::select! {
+                more = keeper.keep_once(|| clock.now()) => if !more { return },
+                () = stop.cancelled() => return,
+            }
+        }
+    };
+    let send = async {
+        let mut pace = Pace::new(CAPTURE_FLUSH_INTERVAL, stop.clone());
+        while pace.next().await {
+            if let Some(sender) = &mut sender {
+                sender.flush_once(clock.now(), false).await;
+            }
+        }
+    };
+    tokio::join!(keep, send);
+    keeper.keep_all(clock.now()).await;
+    if let Some(sender) = &mut sender
+        && tokio::time::timeout(LAST_FLUSH, sender.flush_once(clock.now(), true)).await.is_err()
+    {
+        warn!("labels could not be sent in time; they wait in data_dir for the next start");
     }
 }
 

@@ -277,6 +277,24 @@ impl Caller {
         }
     }
 
+    /// Whether this caller may label answers of `model`.
+    #[must_use]
+    pub fn may_label(&self, model: &str) -> bool {
+        let in_plan = match &self.access {
+            Access::All => true,
+            Access::Only(models) => models.contains(model),
+        };
+        in_plan && self.scopes.label(model)
+    }
+
+    /// Whether this caller may label any answers.
+    ///
+    /// # Errors
+    /// When its scopes do not name it.
+    pub fn may_label_any(&self) -> Result<(), AuthError> {
+        if self.scopes.label_any() { Ok(()) } else { Err(AuthError::OutOfScope) }
+    }
+
     /// Whether this caller may read its own usage.
     ///
     /// # Errors

@@ -27,7 +27,7 @@ pub(super) enum Keys {
         /// How long it lives, such as 90d; for ever if left out
         #[arg(long, value_name = "TIME", value_parser = lifetime)]
         expires: Option<Span>,
-        /// What it may do: predict:MODEL, predict:* or usage:read; all that the plan allows if left out
+        /// What it may do: predict:MODEL, predict:*, feedback:MODEL, feedback:* or usage:read; all that the plan allows if left out
         #[arg(long = "scope", value_name = "SCOPE")]
         scopes: Vec<Scope>,
         #[command(flatten)]
@@ -66,7 +66,7 @@ pub(super) enum Keys {
     Scope {
         /// The key's id, as `keys list` shows it
         id: String,
-        /// predict:MODEL, predict:* or usage:read; none at all is all that the plan allows
+        /// predict:MODEL, predict:*, feedback:MODEL, feedback:* or usage:read; none at all is all that the plan allows
         scopes: Vec<Scope>,
         #[command(flatten)]
         place: Place,

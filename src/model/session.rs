@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use super::Identity;
 use super::features::{self, Features, FeaturesError, Inputs, InvalidInput, Raw, Target};
 use super::onnx_file::{NotOnnx, OnnxFile};
-use super::outputs::{Decider, Decision, DecisionError, Outputs};
+use super::outputs::{Decider, Decision, DecisionError, Outcomes, Outputs};
 use super::recent::Recent;
 use super::runtime::Runtime;
 use super::signature::{Kind, Signature, Tensor};
@@ -56,6 +56,7 @@ pub struct Spec {
 pub struct Model {
     id: Arc<Identity>,
     features: Arc<Features>,
+    outcomes: Arc<Outcomes>,
     engine: Arc<Engine>,
     slots: Arc<Slots>,
     /// What a row costs in a run, in nanoseconds, as the warm-up measured it.
@@ -269,6 +270,7 @@ impl Model {
         Ok(Self {
             id: Arc::new(spec.id),
             features: Arc::new(features),
+            outcomes: Arc::new(decider.outcomes()),
             engine: Arc::new(Engine { feed, reader, decider }),
             slots: Slots::new(slots),
             row_nanos: AtomicU64::new(u64::MAX),
@@ -286,6 +288,12 @@ impl Model {
     #[must_use]
     pub fn features(&self) -> &Arc<Features> {
         &self.features
+    }
+
+    /// What its predictions can say.
+    #[must_use]
+    pub fn outcomes(&self) -> &Arc<Outcomes> {
+        &self.outcomes
     }
 
     /// Answers every row, in order. Waits for a session until `deadline`, behind a bounded number of others. A long run

@@ -11,6 +11,7 @@ use modelgate::auth::{self, Access, ApiKeys, PlanName};
 use modelgate::capture::Capture;
 use modelgate::clock::Clock;
 use modelgate::drift::{self, Drift};
+use modelgate::feedback::Feedback;
 use modelgate::metrics::{self, Metrics};
 use modelgate::model::{Models, Publisher, orders, published, shadow};
 use modelgate::quota::{self, Limit, Location, Period, Plan, Quota, Throttle};
@@ -178,6 +179,7 @@ fn state(folder: &Path, keys: ApiKeys, models: Models) -> State {
             by_key: false,
         }),
         capture: Capture::off(),
+        feedback: Feedback::off(),
         readiness: Readiness::default(),
         clock: Clock::system(),
         poll_interval: Duration::from_secs(30),
