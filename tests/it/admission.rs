@@ -204,9 +204,8 @@ async fn a_process_without_the_memory_for_a_version_does_not_take_ours() {
 }
 
 /// How long admission of an ordinary model takes, and what it leaves in this process; prints both.
-/// `cargo test --test it -- --ignored --nocapture admission_of_an_ordinary_model`
 #[tokio::test]
-#[ignore = "measures"]
+#[ignore = "figure: admission, rung by rung"]
 async fn admission_of_an_ordinary_model_takes() {
     for turn in 0..5 {
         let before = resident_kb();
