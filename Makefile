@@ -15,7 +15,7 @@ demo: lib/libonnxruntime ## build, serve the bundled model, print a key and a cu
 test: lib/libonnxruntime servers ## every test, against real MLflow and Redis servers
 	@# As a user builds it: what only the tests' dependencies switch on is off.
 	$(CARGO) check --locked --bin modelgate
-	$(CARGO) test --locked
+	$(CARGO) test --locked --workspace
 
 test-nightly: lib/libonnxruntime servers ## the tests at full size, in release: up to 90 minutes on two cores
 	@echo "nightly tests:" && scripts/ignored-tests.sh nightly | sed 's/^/  /'
@@ -29,8 +29,8 @@ figures: lib/libonnxruntime servers ## what the tests can measure; BENCHMARKS.md
 		--ignored --nocapture --test-threads 1 $$(scripts/ignored-tests.sh figure)
 
 check: lib/libonnxruntime ## format, lints, licences and advisories
-	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) deny --version >/dev/null 2>&1 && $(CARGO) deny check || echo "cargo-deny is not installed: licences not checked"
 
 bench: lib/libonnxruntime ## the figures of BENCHMARKS.md, measured side by side

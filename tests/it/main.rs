@@ -22,4 +22,5 @@ mod rollout;
 mod server;
 mod shared_quota;
 mod support;
+mod swap;
 mod tidy;
