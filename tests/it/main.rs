@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what a test cannot unwrap has failed it")]
 
 mod admission;
+mod artifacts;
 mod auth;
 mod canary;
 mod capture;

@@ -3,17 +3,22 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use modelgate::model::{Digest, Identity, Model, Spec, Version, published};
 use serde_json::json;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::process::Binary;
 use crate::support::callers::{Callers, Seen};
+use crate::support::fixtures;
 use crate::support::onnx::{self, Weights};
 use crate::support::site::{Answer, Site, eventually};
 
-/// A site whose versions are loaded without a process for each of them, unless `probe`; only orders switch.
+/// A site whose versions of `sum` are loaded without a process for each of them, unless `probe`; only orders switch.
 fn site(probe: bool) -> (Site, PathBuf) {
     let site = Site::new(&format!(
         "[plans.open]\n[[model]]\nname = \"sum\"\nselect = \"alias:champion\"\n\
@@ -134,8 +139,8 @@ async fn ten_thousand_swaps_under_a_million_requests_fail_none_and_mix_no_versio
 
 /// What a process holds, as the system counts it.
 #[derive(Clone, Copy, Debug)]
-struct Held {
-    resident_kib: u64,
+pub(crate) struct Held {
+    pub(crate) resident_kib: u64,
     threads: u64,
     files: usize,
 }
@@ -151,7 +156,7 @@ fn held(process: u32) -> Held {
 }
 
 /// What a process holds once what was replaced is gone: the least of a second and a half, three looks of the gateway.
-async fn settled(process: u32) -> Held {
+pub(crate) async fn settled(process: u32) -> Held {
     let mut least = held(process);
     for _ in 0..30 {
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -222,6 +227,103 @@ fn slope(looks: &[Held]) -> f64 {
         (over + from_middle * look.resident_kib as f64, under + from_middle * from_middle)
     });
     over / under
+}
+
+/// The model `count` whose version `v` answers `v` times the largest `x` of a request, and takes as long as that is large.
+fn register_counter(site: &Site, version: u8) {
+    const STEP: [u8; 10] = [0x42, 0x04, b's', b't', b'e', b'p', 0x4a, 0x04, 0x00, 0x00];
+    site.register_changed("count", version.into(), "endless", |folder| {
+        let mut bytes = fs::read(folder.join("model.onnx")).unwrap();
+        let at = bytes.windows(STEP.len()).position(|window| window == STEP).unwrap() + STEP.len() - 2;
+        bytes[at..at + 4].copy_from_slice(&f32::from(version).to_le_bytes());
+        fs::write(folder.join("model.onnx"), bytes).unwrap();
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_that_is_replaced_while_it_runs_finishes_and_then_is_freed() {
+    const LONG: u32 = 2_000_000;
+    let mut site = Site::new(
+        "[plans.open]\n[[model]]\nname = \"count\"\nselect = \"alias:champion\"\n[engine]\nslots = 2\n\
+         [admission]\nprobe = false\nreplay_rows = 0\n",
+    );
+    for version in 1..=3 {
+        register_counter(&site, version);
+    }
+    site.promote("count", 1);
+    let gate = site.start("open").await;
+    gate.serves("count", 1).await;
+    let first = Arc::downgrade(&gate.model("count"));
+    let mut busy = JoinSet::new();
+    for _ in 0..2 {
+        let client = gate.client();
+        busy.spawn(async move { client.predict("count", &json!({ "x": LONG })).await });
+    }
+    eventually("two long runs", async || {
+        let page = gate.http.get(format!("http://{}/metrics", gate.admin)).send().await.unwrap().text().await.unwrap();
+        page.contains("modelgate_predictions_in_flight 2")
+    })
+    .await;
+    // Version 1 is first the one before, and then one too many.
+    for version in 2..=3 {
+        site.promote("count", version);
+        gate.serves("count", version).await;
+        let answer = gate.predict("count", &json!({ "x": 10 })).await;
+        assert_eq!(answer.body["prediction"].as_f64(), Some(10.0 * version as f64), "{}", answer.body);
+    }
+    assert!(busy.try_join_next().is_none(), "invalid: the runs were over before the switch");
+    assert!(first.strong_count() > 0, "freed under a run");
+    while let Some(answer) = busy.join_next().await {
+        let answer = answer.unwrap();
+        assert_eq!((answer.status, answer.body["version"].as_str()), (200, Some("1")), "{}", answer.body);
+        assert_eq!(answer.body["prediction"].as_f64(), Some(f64::from(LONG)));
+    }
+    eventually("version 1 out of memory", async || first.strong_count() == 0).await;
+    gate.stop().await;
+}
+
+/// The versions of `sum` under their numbers.
+fn loaded(version: u64) -> Arc<Model> {
+    let id = Identity::new("sum".parse().unwrap(), Version(version), Digest([7; 32]), None);
+    Arc::new(fixtures::load(Spec { id, slots: 1, ..fixtures::spec("sum") }).unwrap())
+}
+
+#[test]
+fn readers_see_versions_in_order_and_never_free_one() {
+    const VERSIONS: u64 = 200;
+    let (models, mut publisher) = published(["sum".parse().unwrap()]);
+    publisher.serve(loaded(1));
+    let is_over = AtomicBool::new(false);
+    let looks: u64 = std::thread::scope(|scope| {
+        let read = || {
+            let (mut looks, mut latest) = (0_u64, 0);
+            while !is_over.load(Ordering::SeqCst) {
+                let model = models.get("sum").unwrap();
+                let version = model.id().version.0;
+                assert!(version >= latest, "version {version} after {latest}");
+                (looks, latest) = (looks + 1, version);
+                assert!(Arc::into_inner(model).is_none(), "a reader was the last to hold version {version}");
+            }
+            looks
+        };
+        let readers: Vec<_> = (0..4).map(|_| scope.spawn(read)).collect();
+        let (mut retired, mut freed) = (Vec::new(), 0);
+        for version in 2..=VERSIONS {
+            retired.extend(publisher.serve(loaded(version)));
+            let (free, busy): (Vec<_>, Vec<_>) = retired.drain(..).partition(Model::is_unused);
+            retired = busy;
+            for model in free {
+                drop(Arc::into_inner(model).expect("nobody has a version that is unused"));
+                freed += 1;
+            }
+        }
+        is_over.store(true, Ordering::SeqCst);
+        let looks = readers.into_iter().map(|reader| reader.join().unwrap()).sum();
+        assert!(retired.iter().all(Model::is_unused), "nobody is left to hold one");
+        assert_eq!(freed + retired.len() as u64, VERSIONS - 1, "none was lost");
+        looks
+    });
+    assert!(looks > 10 * VERSIONS, "invalid: only {looks} looks");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -30,7 +30,11 @@ mod tests {
         drop(pieces);
         let before = resident_pages();
         super::trim();
-        assert!(resident_pages() + 8_192 < before, "64 MB were freed, and {} pages of {before} are left", resident_pages());
+        assert!(
+            resident_pages() + 8_192 < before,
+            "64 MB were freed, and {} pages of {before} are left",
+            resident_pages()
+        );
         drop(last);
     }
 }

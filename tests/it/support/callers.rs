@@ -145,7 +145,8 @@ async fn call(mut connection: Connection, key: String, number: u64, watch: Arc<W
     let (mut seen, mut latest) = (Seen::default(), 0);
     while !watch.is_over.load(Ordering::SeqCst) {
         let count = if random.u8(..) < 8 { BATCH } else { 1 };
-        let rows: Vec<[u32; 3]> = (0..count).map(|_| [random.u32(..100), random.u32(..100), random.u32(..100)]).collect();
+        let rows: Vec<[u32; 3]> =
+            (0..count).map(|_| [random.u32(..100), random.u32(..100), random.u32(..100)]).collect();
         let floor = watch.visible.load(Ordering::SeqCst);
         let answer = connection.predict(&key, "sum", body_of(&rows)).await;
         let checked = answer.and_then(|answer| check(&answer, &rows)).and_then(|(version, digest)| {

@@ -40,6 +40,34 @@ pub(crate) fn chain(length: usize) -> Vec<u8> {
     model(&[node("own", "f0", &["in"])], &[], &functions)
 }
 
+/// A node in subgraphs, `depth` of them around it.
+pub(crate) fn nested(depth: usize) -> Vec<u8> {
+    let mut inner = node("", "Identity", &["in"]);
+    for _ in 0..depth {
+        let branch = attribute("then_branch", 5, &bytes(6, &bytes(1, &inner)));
+        inner = [node("", "If", &["in"]), branch].concat();
+    }
+    model(&[inner], &[], &[])
+}
+
+/// An initializer that declares `dims` and holds eight bytes.
+pub(crate) fn hollow(dims: &[u64]) -> Vec<u8> {
+    let dims: Vec<u8> = dims.iter().flat_map(|size| number(1, *size)).collect();
+    bytes(5, &[dims, number(2, 1), bytes(8, b"w"), bytes(9, &[0; 8])].concat())
+}
+
+/// A whole model that asks for operators nobody has yet.
+pub(crate) fn of_the_future() -> Vec<u8> {
+    [number(1, 9), bytes(8, &number(2, 999)), bytes(7, &bytes(1, &node("", "Identity", &["in"])))].concat()
+}
+
+/// A model with so many inputs.
+pub(crate) fn with_inputs(count: usize) -> Vec<u8> {
+    let inputs: Vec<Vec<u8>> =
+        (0..count).map(|at| bytes(11, &tensor_of_floats(&format!("input{at}"), &[None, Some(1)]))).collect();
+    model(&[node("", "Identity", &["input0"])], &[inputs.concat(), bytes(12, &tensor_of_floats("out", &[None]))], &[])
+}
+
 /// A model that answers as the fixture `sum` does, `base` plus the sum of the row, and carries `weights` besides.
 pub(crate) fn sum_with(base: f32, weights: &Weights) -> Vec<u8> {
     let (mut nodes, mut constants) = (Vec::new(), vec![integers("axes", &[1]), floats("base", &[base])]);
@@ -87,10 +115,10 @@ fn forest(trees: usize, depth: u32) -> Vec<u8> {
     let all = || (0..trees).flat_map(move |tree| (0..nodes).map(move |node| (i64::try_from(tree).unwrap(), node)));
     let leaves = || all().filter(move |(_, node)| *node >= inner);
     let child = move |side: i64| all().map(move |(_, node)| if node < inner { 2 * node + side } else { 0 });
-    let integers = |name: &str, values: &mut dyn Iterator<Item = i64>| attribute_integers(name, &values.collect::<Vec<_>>());
-    let modes: Vec<u8> = all()
-        .flat_map(|(_, node)| bytes(9, if node < inner { b"BRANCH_LEQ" } else { b"LEAF" }))
-        .collect();
+    let integers =
+        |name: &str, values: &mut dyn Iterator<Item = i64>| attribute_integers(name, &values.collect::<Vec<_>>());
+    let modes: Vec<u8> =
+        all().flat_map(|(_, node)| bytes(9, if node < inner { b"BRANCH_LEQ" } else { b"LEAF" })).collect();
     let attributes = [
         integers("nodes_treeids", &mut all().map(|(tree, _)| tree)),
         integers("nodes_nodeids", &mut all().map(|(_, node)| node)),
@@ -122,7 +150,8 @@ fn attribute(name: &str, kind: u64, value: &[u8]) -> Vec<u8> {
 
 /// One integer is an integer, several are a list, as ONNX tells them apart.
 fn attribute_integers(name: &str, values: &[i64]) -> Vec<u8> {
-    let value = |field| values.iter().flat_map(|value| number(field, u64::try_from(*value).unwrap())).collect::<Vec<_>>();
+    let value =
+        |field| values.iter().flat_map(|value| number(field, u64::try_from(*value).unwrap())).collect::<Vec<_>>();
     if values.len() == 1 { attribute(name, 2, &value(3)) } else { attribute(name, 7, &value(8)) }
 }
 
@@ -131,7 +160,8 @@ fn attribute_floats(name: &str, values: impl Iterator<Item = f32>) -> Vec<u8> {
     attribute(name, 6, &bytes(7, &packed))
 }
 
-fn integers(name: &str, values: &[i64]) -> Vec<u8> {
+/// An initializer of 64-bit integers.
+pub(crate) fn integers(name: &str, values: &[i64]) -> Vec<u8> {
     let raw: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     bytes(5, &[number(1, values.len() as u64), number(2, 7), bytes(8, name.as_bytes()), bytes(9, &raw)].concat())
 }
