@@ -267,6 +267,9 @@ impl Model {
         for _ in 1..spec.slots {
             slots.push(slot(open()?)?);
         }
+        // Reading the graph took a multiple of the file, which is free by now.
+        drop(onnx);
+        glibc_trim::trim();
         Ok(Self {
             id: Arc::new(spec.id),
             features: Arc::new(features),
@@ -357,6 +360,19 @@ impl Model {
     /// Takes over what its predecessor answered lately, so that the next version finds rows to be tried on.
     pub fn remember(&self, requests: impl IntoIterator<Item = Inputs>) {
         self.recent.keep(requests);
+    }
+
+    /// Whether `model` is all that holds this version: no request has it, and no run that outlived its request. A version
+    /// that is no longer published stays unused once it is.
+    #[must_use]
+    pub fn is_unused(model: &Arc<Self>) -> bool {
+        Arc::strong_count(model) == 1 && Arc::strong_count(&model.slots) == 1
+    }
+
+    /// Destroys versions and gives their memory back to the system. Blocking, and too long for a thread that serves.
+    pub fn free(models: Vec<Arc<Self>>) {
+        drop(models);
+        glibc_trim::trim();
     }
 
     /// How long a run of so many rows is expected to take; very long before the warm-up has measured it.

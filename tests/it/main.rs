@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what a test cannot unwrap has failed it")]
 
 mod admission;
+mod artifacts;
 mod auth;
 mod canary;
 mod capture;
@@ -30,5 +31,6 @@ mod rollout_pins;
 mod server;
 mod shared_quota;
 mod support;
+mod swap;
 mod tidy;
 mod usage;

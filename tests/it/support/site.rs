@@ -5,12 +5,14 @@ use std::fs;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use modelgate::app::{self, Running, Surroundings};
 use modelgate::auth::ApiKeys;
 use modelgate::clock::Clock;
 use modelgate::config::{self, Config, Flags, Purpose, Sources};
+use modelgate::model::Model;
 use secrecy::ExposeSecret;
 use serde_json::Value;
 
@@ -248,6 +250,11 @@ impl Gate {
     pub(crate) async fn status(&self, model: &str) -> Value {
         let page = self.get(self.admin, "/admin/models").await.body;
         page["models"].as_array().unwrap().iter().find(|entry| entry["name"] == model).unwrap().clone()
+    }
+
+    /// The version that serves.
+    pub(crate) fn model(&self, name: &str) -> Arc<Model> {
+        self.running.models().get(name).unwrap()
     }
 
     /// Waits until `model` is served in `version`.
