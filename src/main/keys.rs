@@ -61,12 +61,26 @@ pub(super) enum Keys {
         #[command(flatten)]
         place: Place,
     },
+    /// Say anew when a key stops working
+    Expire {
+        /// The key's id, as `keys list` shows it
+        id: String,
+        /// How long it works from now on, such as 90d or 0s; or `never`
+        #[arg(value_name = "TIME", value_parser = end)]
+        end: End,
+        #[command(flatten)]
+        place: Place,
+    },
     /// Say anew what a key may do
     Scope {
         /// The key's id, as `keys list` shows it
         id: String,
-        /// predict:MODEL, predict:* or usage:read; none at all is all that the plan allows
+        /// predict:MODEL, predict:* or usage:read; or say --all
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
         scopes: Vec<Scope>,
+        /// All that the plan allows
+        #[arg(long)]
+        all: bool,
         #[command(flatten)]
         place: Place,
     },
@@ -97,17 +111,26 @@ pub(super) enum Keys {
     },
 }
 
-/// The key store of one data directory.
+/// When a key is to stop working.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum End {
+    Never,
+    After(Span),
+}
+
+/// The key store of one data directory, and what its gateway is configured with.
 struct Store {
     keys: ApiKeys,
     plans: Vec<String>,
+    models: Vec<String>,
 }
 
 impl Place {
     fn open(self) -> anyhow::Result<Store> {
         let config = self.load()?;
         let plans = config.auth.plans.keys().map(ToString::to_string).collect();
-        Ok(Store { keys: ApiKeys::open(config.auth, &mut getrandom::fill)?, plans })
+        let models = config.manager.models.iter().map(|model| model.name.to_string()).collect();
+        Ok(Store { keys: ApiKeys::open(config.auth, &mut getrandom::fill)?, plans, models })
     }
 }
 
@@ -130,14 +153,24 @@ impl Keys {
                 let key = place.open()?.keys.enable(&id)?;
                 print(&format!("enabled key {} ({})\n", key.id, key.name))
             }
-            Self::Scope { id, scopes, place } => {
-                let key = place.open()?.keys.set_scopes(&id, Scopes::of(scopes))?;
+            Self::Expire { id, end, place } => {
+                let end = match end {
+                    End::Never => None,
+                    End::After(length) => Some(after(now, length)?),
+                };
+                let key = place.open()?.keys.expire(&id, end)?;
+                print(&format!("key {} ({}) expires: {}\n", key.id, key.name, expiry(&key)))
+            }
+            Self::Scope { id, scopes, all: _, place } => {
+                let store = place.open()?;
+                store.warn_of_unknown_models(&scopes)?;
+                let key = store.keys.set_scopes(&id, Scopes::of(scopes))?;
                 print(&format!("key {} ({}) may do: {}\n", key.id, key.name, scopes_text(&key.scopes)))
             }
             Self::Revoke { id, place } => {
                 let key = place.open()?.keys.revoke(&id, now)?;
                 print(&format!(
-                    "revoked key {} ({}); gateways on this data directory refuse it from now on\n",
+                    "revoked key {} ({}); a gateway on this data directory refuses it within a second\n",
                     key.id, key.name
                 ))
             }
@@ -145,7 +178,7 @@ impl Keys {
                 let csv = fs::read(&file).with_context(|| format!("cannot read `{}`", file.display()))?;
                 let plans = auth::Plans { by_usage_plan: usage_plans.into_iter().collect(), otherwise: plan };
                 let imported = place.open()?.keys.import(&csv, &plans, now, &mut getrandom::fill)?;
-                print(&format!("{} keys imported, {} keys updated\n", imported.created, imported.updated))
+                print(&format!("keys imported: {}, updated: {}\n", imported.created, imported.updated))
             }
             Self::Check { text } => check(text),
         }
@@ -162,7 +195,22 @@ impl Store {
         }
     }
 
+    /// Tells of scopes for models that no gateway here has: more often a slip than a plan.
+    fn warn_of_unknown_models(&self, scopes: &[Scope]) -> anyhow::Result<()> {
+        for scope in scopes {
+            if let Scope::Predict(Some(model)) = scope
+                && !self.models.iter().any(|known| **known == **model)
+            {
+                note(&format!("note: no model `{model}` is configured here"))?;
+            }
+        }
+        Ok(())
+    }
+
     fn create(&self, new: NewKey, now: Timestamp) -> anyhow::Result<()> {
+        if let Scopes::Only(scopes) = &new.scopes {
+            self.warn_of_unknown_models(scopes)?;
+        }
         let (record, secret) = self.keys.issue(new, now, &mut getrandom::fill)?;
         show(secret.expose_secret(), &format!("Key {} of {} on plan {}.", record.id, record.name, record.plan))
     }
@@ -171,17 +219,21 @@ impl Store {
 fn rotate(keys: &ApiKeys, id: &str, overlap: Span, now: Timestamp) -> anyhow::Result<()> {
     let overlap = after(now, overlap)?.duration_since(now);
     let (old, new, secret) = keys.rotate(id, overlap, now, &mut getrandom::fill)?;
-    let end = old.expires.map(|end| end.strftime("%Y-%m-%d %H:%M UTC").to_string()).unwrap_or_default();
-    let note = format!("Key {} of {} in the place of {}, which works until {end}.", new.id, new.name, old.id);
+    let note =
+        format!("Key {} of {} in the place of {}, which works until {}.", new.id, new.name, old.id, expiry(&old));
     show(secret.expose_secret(), &note)
 }
 
 /// Prints a key. What is said of it goes beside it, not after it, so that `key=$(modelgate keys create …)` holds the key
 /// alone.
-fn show(secret: &str, note: &str) -> anyhow::Result<()> {
+fn show(secret: &str, about: &str) -> anyhow::Result<()> {
     print(&format!("{secret}\n"))?;
-    let note = format!("{note} The key is not shown again: keep it now.\n");
-    io::stderr().write_all(note.as_bytes()).context("cannot write to standard error")
+    note(&format!("{about} The key is not shown again: keep it now."))
+}
+
+/// Says something to people that is not what was asked for.
+fn note(text: &str) -> anyhow::Result<()> {
+    writeln!(io::stderr(), "{text}").context("cannot write to standard error")
 }
 
 fn check(text: String) -> anyhow::Result<()> {
@@ -205,6 +257,11 @@ fn lifetime(text: &str) -> Result<Span, String> {
     if span.is_positive() { Ok(span) } else { Err("expected a time above zero".to_owned()) }
 }
 
+/// A length of time, or for ever.
+fn end(text: &str) -> Result<End, String> {
+    if text == "never" { Ok(End::Never) } else { overlap(text).map(End::After) }
+}
+
 /// A length of time, or none.
 fn overlap(text: &str) -> Result<Span, String> {
     let span = time(text)?;
@@ -224,14 +281,15 @@ fn pair(text: &str) -> Result<(String, String), String> {
 fn after(now: Timestamp, span: Span) -> anyhow::Result<Timestamp> {
     let length: SignedDuration = span
         .to_duration(SpanRelativeTo::days_are_24_hours())
-        .context("this time is given in weeks, days or hours: months and years differ")?;
+        .map_err(|_| anyhow::anyhow!("a time is given in weeks, days or hours: months and years differ in length"))?;
     now.checked_add(length).context("no calendar reaches that far")
 }
 
 const COLUMNS: usize = 7;
 
+/// Every key on a line. Names come last: who may use any letters may use some that are as wide as two.
 fn table(records: &[KeyRecord], now: Timestamp) -> String {
-    let head = ["ID", "NAME", "PLAN", "SCOPES", "CREATED", "EXPIRES", "STATE"].map(str::to_owned);
+    let head = ["ID", "PLAN", "SCOPES", "CREATED", "EXPIRES", "STATE", "NAME"].map(str::to_owned);
     let rows: Vec<[String; COLUMNS]> =
         [head].into_iter().chain(records.iter().map(|record| row(record, now))).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -245,15 +303,14 @@ fn table(records: &[KeyRecord], now: Timestamp) -> String {
 }
 
 fn row(record: &KeyRecord, now: Timestamp) -> [String; COLUMNS] {
-    let expires = record.expires.map_or_else(|| "never".to_owned(), day);
     [
         record.id.to_string(),
-        record.name.clone(),
         record.plan.clone(),
         scopes_text(&record.scopes),
         day(record.created),
-        expires,
+        expiry(record),
         state(record, now),
+        record.name.clone(),
     ]
 }
 
@@ -272,6 +329,10 @@ fn state(record: &KeyRecord, now: Timestamp) -> String {
 
 fn scopes_text(scopes: &Scopes) -> String {
     if *scopes == Scopes::All { "all".to_owned() } else { scopes.to_string() }
+}
+
+fn expiry(record: &KeyRecord) -> String {
+    record.expires.map_or_else(|| "never".to_owned(), |end| end.strftime("%Y-%m-%d %H:%M UTC").to_string())
 }
 
 fn day(time: Timestamp) -> String {
