@@ -20,7 +20,8 @@ test: lib/libonnxruntime servers ## every test, against real MLflow and Redis se
 check: lib/libonnxruntime ## format, lints, licences and advisories
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
-	$(CARGO) deny --version >/dev/null 2>&1 && $(CARGO) deny check || echo "cargo-deny is not installed: licences not checked"
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
+	else echo "cargo-deny is not installed: licences not checked"; fi
 
 bench: lib/libonnxruntime ## the figures of BENCHMARKS.md, measured side by side
 	$(CARGO) bench --locked --bench request

@@ -1,5 +1,6 @@
 //! Fakes and handles of real servers, shared by the tests.
 
+pub(crate) mod canary;
 pub(crate) mod cloudwatch;
 pub(crate) mod fixtures;
 pub(crate) mod gate;

@@ -14,6 +14,7 @@ use modelgate::config::{self, Config, Flags, Purpose, Sources};
 use secrecy::ExposeSecret;
 use serde_json::Value;
 
+use super::canary::{self, Search};
 use super::fixtures;
 
 /// How often test gateways look at their registry.
@@ -140,6 +141,7 @@ impl Site {
         let keys = ApiKeys::open(auth, &mut getrandom::fill).unwrap();
         let (_, secret) = keys.create(plan, plan, None, Clock::system().now(), &mut getrandom::fill).unwrap();
         let key = secret.expose_secret().to_owned();
+        canary::note(&key);
         self.keys.insert(plan.to_owned(), key.clone());
         key
     }
@@ -152,6 +154,19 @@ impl Site {
             Box::pin(app::start(self.config(), surroundings)).await.unwrap_or_else(|error| panic!("{error:#}"));
         let http = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
         Gate { data: running.data, admin: running.admin, key, http, running }
+    }
+}
+
+/// Whatever a test was about: no key of its callers is in what its gateways left.
+impl Drop for Site {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let search = Search::new(self.keys.values().map(String::as_str));
+        for folder in ["data", "samples"] {
+            assert_eq!(search.find_below(&self.folder().join(folder)), Vec::<String>::new(), "keys in clear");
+        }
     }
 }
 
