@@ -5,6 +5,7 @@
 mod admission;
 mod auth;
 mod canary;
+mod canary_suite;
 mod capture;
 mod cloudwatch;
 mod config;

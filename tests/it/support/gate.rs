@@ -248,6 +248,7 @@ pub(crate) struct Answer {
 impl Answer {
     fn read(text: &str) -> Self {
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no whole answer in {text:?}"));
+        assert!(!body.contains(r#""code":"internal""#), "no request makes the gateway fail: {body}");
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
         Self { status: status.expect("a status line"), head: head.to_owned(), body: body.to_owned() }
     }

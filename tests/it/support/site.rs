@@ -192,7 +192,9 @@ impl Answer {
     pub(crate) async fn of(response: reqwest::Response) -> Self {
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let bytes = response.bytes().await.unwrap();
-        Self { status, headers, body: serde_json::from_slice(&bytes).unwrap_or(Value::Null) }
+        let body: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        assert_ne!(body["code"], "internal", "no request makes the gateway fail: {body}");
+        Self { status, headers, body }
     }
 
     pub(crate) fn header(&self, name: &str) -> &str {
