@@ -16,6 +16,7 @@ use modelgate::model::Model;
 use secrecy::ExposeSecret;
 use serde_json::Value;
 
+use super::canary::{self, Search};
 use super::fixtures;
 
 /// How often test gateways look at their registry.
@@ -162,6 +163,7 @@ impl Site {
         let keys = ApiKeys::open(auth, &mut getrandom::fill).unwrap();
         let (_, secret) = keys.create(plan, plan, None, Clock::system().now(), &mut getrandom::fill).unwrap();
         let key = secret.expose_secret().to_owned();
+        canary::note(&key);
         self.keys.insert(plan.to_owned(), key.clone());
         key
     }
@@ -179,6 +181,19 @@ impl Site {
             Box::pin(app::start(self.config(), surroundings)).await.unwrap_or_else(|error| panic!("{error:#}"));
         let http = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
         Gate { data: running.data, admin: running.admin, key, http, running }
+    }
+}
+
+/// Whatever a test was about: no key of its callers is in what its gateways left.
+impl Drop for Site {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let search = Search::new(self.keys.values().map(String::as_str));
+        for folder in ["data", "samples"] {
+            assert_eq!(search.find_below(&self.folder().join(folder)), Vec::<String>::new(), "keys in clear");
+        }
     }
 }
 
@@ -204,7 +219,9 @@ impl Answer {
     pub(crate) async fn of(response: reqwest::Response) -> Self {
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let bytes = response.bytes().await.unwrap();
-        Self { status, headers, body: serde_json::from_slice(&bytes).unwrap_or(Value::Null) }
+        let body: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        assert_ne!(body["code"], "internal", "no request makes the gateway fail: {body}");
+        Self { status, headers, body }
     }
 
     pub(crate) fn header(&self, name: &str) -> &str {
