@@ -24,6 +24,7 @@ use crate::capture::{self, Capture};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::drift::Drift;
+use crate::feedback::{self, Feedback, Keeper, Sender};
 use crate::manager::admission::probe;
 use crate::manager::history::History;
 use crate::manager::{Manager, Parts};
@@ -53,8 +54,9 @@ pub use doctor::doctor;
 pub use operate::operate;
 pub use verify::verify;
 
-/// How soon a key that was revoked in another process stops working here.
-const KEY_REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the key store is looked at: a change made in another process works here within a second, with time to spare
+/// for reading a million keys.
+const KEY_REFRESH_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How often what idle callers had set aside is given back.
 const SETTLE_INTERVAL: Duration = Duration::from_secs(1);
@@ -121,10 +123,14 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     let (tell, stays) = held::line();
     tell.send_replace(who_stays(&keys, clock.now()));
     let quota = Arc::new(Quota::open(config.quota, &mut getrandom::fill)?);
-    let metrics = Metrics::new(config.metrics);
+    // What samples may not hold, metrics may not show.
+    let withheld = config.capture.as_ref().map(|capture| capture.protect.names()).unwrap_or_default();
+    let metrics = Metrics::withholding(config.metrics, withheld);
     let drift = Drift::open(config.drift, config.data_dir.join("drift.state"));
     let aws = Aws::default();
+    let samples = config.capture.as_ref().map(|capture| capture.sink.clone());
     let (capture, capture_writer) = open_capture(config.capture, &aws, seed).await?;
+    let (feedback, labels) = open_feedback(config.feedback, samples.as_ref(), &aws).await?;
     let (models, publisher) = model::published(config.manager.models.iter().map(|model| model.name.clone()));
     let cache = Cache::open(config.data_dir.join("cache")).context("cannot open the model cache")?;
     let registry = open_registry(config.registry, &aws)?;
@@ -158,6 +164,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
         metrics: metrics.clone(),
         drift: drift.clone(),
         capture,
+        feedback: feedback.clone(),
         readiness: readiness.clone(),
         clock: clock.clone(),
         poll_interval,
@@ -190,6 +197,11 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
         follow_drift(drift.clone(), running.models.clone(), metrics.clone(), clock.clone(), back.stopping()),
     );
     back.spawn("drift-state", keep_drift(drift, clock.clone(), back.stopping()));
+    if let Some((keeper, sender)) = labels {
+        let accuracy = show_accuracy(feedback, running.models.clone(), metrics.clone(), back.stopping());
+        back.spawn("accuracy", accuracy);
+        back.spawn("labels", keep_labels(keeper, sender, clock.clone(), back.stopping()));
+    }
     if let Some(writer) = capture_writer {
         back.spawn("capture", write_samples(writer, clock.clone(), back.stopping()));
     }
@@ -311,6 +323,20 @@ async fn open_capture(
     let sink = open_sink(&config.sink, aws).await;
     let (capture, writer) = capture::open(config, sink, &mut getrandom::fill, seed)?;
     Ok((capture, Some(writer)))
+}
+
+async fn open_feedback(
+    config: Option<feedback::Config>,
+    samples: Option<&capture::sink::Config>,
+    aws: &Aws,
+) -> anyhow::Result<(Feedback, Option<(Keeper, Option<Sender>)>)> {
+    let Some(config) = config else { return Ok((Feedback::off(), None)) };
+    let sink = match samples {
+        Some(samples) => Some(open_sink(samples, aws).await),
+        None => None,
+    };
+    let (feedback, keeper, sender) = feedback::open(config, sink)?;
+    Ok((feedback, Some((keeper, sender))))
 }
 
 async fn open_sink(config: &capture::sink::Config, aws: &Aws) -> Sink {
@@ -507,6 +533,43 @@ async fn send_metrics(mut flusher: Flusher, interval: Duration, clock: Clock, st
     }
     if tokio::time::timeout(LAST_FLUSH, flusher.flush_once(clock.now())).await.is_err() {
         warn!("the last measurements were not taken in time; they are lost");
+    }
+}
+
+async fn show_accuracy(feedback: Feedback, models: Models, metrics: Metrics, stop: CancellationToken) {
+    let mut pace = Pace::new(DRIFT_INTERVAL, stop);
+    while pace.next().await {
+        let set = models.snapshot();
+        let serving = set.iter().filter_map(|(_, entry)| entry.serving.as_ref());
+        let figures = serving.filter_map(|model| Some((Arc::clone(model.id()), feedback.figures(model.id())?)));
+        metrics.show_accuracy(&figures.collect::<Vec<_>>());
+    }
+}
+
+/// Keeps answers and labels as they come, and sends labels to the sink; to the end, when no listener takes any more.
+async fn keep_labels(mut keeper: Keeper, mut sender: Option<Sender>, clock: Clock, stop: CancellationToken) {
+    let keep = async {
+        loop {
+            tokio::select! {
+                more = keeper.keep_once(|| clock.now()) => if !more { return },
+                () = stop.cancelled() => return,
+            }
+        }
+    };
+    let send = async {
+        let mut pace = Pace::new(CAPTURE_FLUSH_INTERVAL, stop.clone());
+        while pace.next().await {
+            if let Some(sender) = &mut sender {
+                sender.flush_once(clock.now(), false).await;
+            }
+        }
+    };
+    tokio::join!(keep, send);
+    keeper.keep_all(clock.now()).await;
+    if let Some(sender) = &mut sender
+        && tokio::time::timeout(LAST_FLUSH, sender.flush_once(clock.now(), true)).await.is_err()
+    {
+        warn!("labels could not be sent in time; they wait in data_dir for the next start");
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 
-use crate::{auth, capture, drift, manager, registry, server, telemetry};
+use crate::{auth, capture, drift, feedback, manager, registry, server, telemetry};
 
 mod effective;
 mod layer;
@@ -68,6 +68,8 @@ pub struct Config {
     pub sinks: Sinks,
     /// Whether and where samples are kept.
     pub capture: Option<capture::Config>,
+    /// Whether labels are taken.
+    pub feedback: Option<feedback::Config>,
     /// Logs and traces.
     pub telemetry: telemetry::Config,
 }
@@ -286,6 +288,8 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
     let (metrics, sinks) = metrics::read(root.section("metrics"), &sources.env);
     let drift = sections::drift(root.section("drift"));
     let capture = root.optional_section("capture").and_then(|section| sections::capture(section, &data_dir, rates));
+    let labels =
+        root.optional_section("feedback").map(|section| sections::feedback(section, &data_dir, capture.as_ref()));
     let telemetry = sections::telemetry(root.section("telemetry"), &sources.env);
     root.finish();
     Config {
@@ -302,6 +306,7 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
         drift,
         sinks,
         capture,
+        feedback: labels,
         telemetry,
     }
 }

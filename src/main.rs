@@ -204,6 +204,9 @@ struct Replay {
     /// Look only at this day's samples (UTC); the day in the id if left out
     #[arg(long, value_name = "YYYY-MM-DD")]
     date: Option<Date>,
+    /// Write the verdict and the answers as JSON
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     place: Place,
 }
@@ -377,10 +380,10 @@ struct Different;
 
 impl Replay {
     fn run(self) -> anyhow::Result<()> {
-        let Self { request_id, samples, model, date, place } = self;
+        let Self { request_id, samples, model, date, json, place } = self;
         let config = place.load()?;
         let report = app::replay::replay(config, app::replay::Request { request_id, samples, model, date })?;
-        print(&report.to_string())?;
+        print(&if json { format!("{}\n", report.to_json()) } else { report.to_string() })?;
         anyhow::ensure!(report.verdict() != Verdict::Different, Different);
         Ok(())
     }

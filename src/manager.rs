@@ -647,12 +647,12 @@ impl Manager {
 
     /// Frees the versions whose last request has left. Never a request frees one.
     fn reap(&mut self) {
-        let (free, busy) = self.retired.drain(..).partition(|model| Arc::strong_count(model) == 1);
+        let (free, busy) = self.retired.drain(..).partition(Model::is_unused);
         self.retired = busy;
         let free: Vec<Arc<Model>> = free;
         if !free.is_empty() {
             // Destroying sessions takes milliseconds; not on an async worker.
-            tokio::task::spawn_blocking(move || drop(free));
+            tokio::task::spawn_blocking(move || Model::free(free));
         }
     }
 

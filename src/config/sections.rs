@@ -29,7 +29,7 @@ use crate::quota::{Enforcement, Limit, OFFSET_MAX, Period, Plan, Throttle, Unit}
 use crate::registry::Credentials;
 use crate::server::ErrorStyle;
 use crate::telemetry::LogFormat;
-use crate::{capture, drift, registry, server, telemetry};
+use crate::{capture, drift, feedback, registry, server, telemetry};
 
 pub(super) const HOUR: Duration = Duration::from_hours(1);
 
@@ -386,6 +386,23 @@ pub(super) fn capture(
         spool: data_dir.join("spool"),
         spool_max_bytes,
     })
+}
+
+/// Whether labels are taken, and how long their answers are remembered. Objects of labels are made as those of samples.
+pub(super) fn feedback(mut s: Section<'_>, data_dir: &Path, samples: Option<&capture::Config>) -> feedback::Config {
+    let config = feedback::Config {
+        age: s.defaulted("age", duration(HOUR..=HOUR * 24 * 366)),
+        max_bytes: s.defaulted("max_size", size(ByteSize::mib(1)..=ByteSize::tib(1))),
+        max_labels: s.defaulted("max_labels", count()),
+        file: data_dir.join("feedback.db"),
+        objects: samples.map(|samples| feedback::Objects {
+            format: samples.format,
+            flush_rows: samples.flush_rows.get(),
+            flush_age: samples.flush_age,
+        }),
+    };
+    s.finish();
+    config
 }
 
 /// A feature under two rules is a mistake: whoever wrote it expected either.

@@ -39,6 +39,12 @@ pub(super) enum Series {
     SampleRows(ModelName),
     /// Times that a version came to serve in place of another.
     Switched(Scope),
+    /// The share of labelled rows whose class was right.
+    Accuracy(Scope),
+    /// The root of the mean squared distance of a predicted number from the true one.
+    Rmse(Scope),
+    /// Rows whose label came.
+    LabelledRows(Scope),
     /// Measurements whose series found no room.
     Refused,
     /// Requests above a plan's rate, or above what it allows at one time.
@@ -144,6 +150,9 @@ impl Series {
             Self::MaxPsi(_) => "MaxPSI",
             Self::SampleRows(_) => "SampleRows",
             Self::Switched(_) => "Switched",
+            Self::Accuracy(_) => "Accuracy",
+            Self::Rmse(_) => "RMSE",
+            Self::LabelledRows(_) => "LabelledRows",
             Self::Refused => "SeriesRefused",
             Self::Throttled { .. } => "Throttled",
             Self::QuotaExceeded { .. } => "QuotaExceeded",
@@ -175,6 +184,9 @@ impl Series {
             | Self::FeatureDrift(_)
             | Self::SampleRows(_)
             | Self::Switched(_)
+            | Self::Accuracy(_)
+            | Self::Rmse(_)
+            | Self::LabelledRows(_)
             | Self::Throttled { .. }
             | Self::QuotaExceeded { .. }
             | Self::Monitor { .. } => false,
@@ -200,6 +212,8 @@ impl Series {
             | Self::Psi(_)
             | Self::FeatureDrift(_)
             | Self::MaxPsi(_)
+            | Self::Accuracy(_)
+            | Self::Rmse(_)
             | Self::Monitor { .. } => Unit::None,
             Self::Requests(_)
             | Self::Errors(_)
@@ -210,6 +224,7 @@ impl Series {
             | Self::DriftedFeatures(_)
             | Self::SampleRows(_)
             | Self::Switched(_)
+            | Self::LabelledRows(_)
             | Self::Refused
             | Self::Throttled { .. }
             | Self::QuotaExceeded { .. } => Unit::Count,
@@ -220,9 +235,14 @@ impl Series {
     pub(super) fn kind(&self) -> Kind {
         match self {
             Self::Latency(_) | Self::Prediction(_) | Self::FeatureValue(_) => Kind::Distribution,
-            Self::Psi(_) | Self::FeatureDrift(_) | Self::DriftedFeatures(_) | Self::MaxPsi(_) | Self::SampleRows(_) => {
-                Kind::Level
-            }
+            Self::Psi(_)
+            | Self::FeatureDrift(_)
+            | Self::DriftedFeatures(_)
+            | Self::MaxPsi(_)
+            | Self::SampleRows(_)
+            | Self::Accuracy(_)
+            | Self::Rmse(_)
+            | Self::LabelledRows(_) => Kind::Level,
             Self::Monitor { figure: Monitored::Data, .. } => Kind::Distribution,
             Self::Monitor { figure: Monitored::BaselineDrift, .. } => Kind::Level,
             Self::Requests(_)
@@ -246,7 +266,10 @@ impl Series {
             | Self::Errors(scope)
             | Self::Latency(scope)
             | Self::Prediction(scope)
-            | Self::Switched(scope) => {
+            | Self::Switched(scope)
+            | Self::Accuracy(scope)
+            | Self::Rmse(scope)
+            | Self::LabelledRows(scope) => {
                 let version = scope.version.as_ref().map(|version| ("Version", version as &dyn ToString));
                 std::iter::once(("Model", &scope.model as &dyn ToString)).chain(version).collect()
             }

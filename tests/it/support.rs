@@ -1,5 +1,7 @@
 //! Fakes and handles of real servers, shared by the tests.
 
+pub(crate) mod callers;
+pub(crate) mod canary;
 pub(crate) mod cloudwatch;
 pub(crate) mod emf;
 pub(crate) mod fixtures;

@@ -5,15 +5,18 @@ use std::fs;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use modelgate::app::{self, Running, Surroundings};
 use modelgate::auth::ApiKeys;
 use modelgate::clock::Clock;
 use modelgate::config::{self, Config, Flags, Purpose, Sources};
+use modelgate::model::Model;
 use secrecy::ExposeSecret;
 use serde_json::Value;
 
+use super::canary::{self, Search};
 use super::fixtures;
 
 /// How often test gateways look at their registry.
@@ -166,6 +169,7 @@ impl Site {
         let keys = ApiKeys::open(auth, &mut getrandom::fill).unwrap();
         let (_, secret) = keys.create(plan, plan, None, Clock::system().now(), &mut getrandom::fill).unwrap();
         let key = secret.expose_secret().to_owned();
+        canary::note(&key);
         self.keys.insert(plan.to_owned(), key.clone());
         key
     }
@@ -183,6 +187,19 @@ impl Site {
             Box::pin(app::start(self.config(), surroundings)).await.unwrap_or_else(|error| panic!("{error:#}"));
         let http = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
         Gate { data: running.data, admin: running.admin, key, http, running }
+    }
+}
+
+/// Whatever a test was about: no key of its callers is in what its gateways left.
+impl Drop for Site {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let search = Search::new(self.keys.values().map(String::as_str));
+        for folder in ["data", "samples"] {
+            assert_eq!(search.find_below(&self.folder().join(folder)), Vec::<String>::new(), "keys in clear");
+        }
     }
 }
 
@@ -208,7 +225,9 @@ impl Answer {
     pub(crate) async fn of(response: reqwest::Response) -> Self {
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let bytes = response.bytes().await.unwrap();
-        Self { status, headers, body: serde_json::from_slice(&bytes).unwrap_or(Value::Null) }
+        let body: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        assert_ne!(body["code"], "internal", "no request makes the gateway fail: {body}");
+        Self { status, headers, body }
     }
 
     pub(crate) fn header(&self, name: &str) -> &str {
@@ -254,6 +273,11 @@ impl Gate {
     pub(crate) async fn status(&self, model: &str) -> Value {
         let page = self.get(self.admin, "/admin/models").await.body;
         page["models"].as_array().unwrap().iter().find(|entry| entry["name"] == model).unwrap().clone()
+    }
+
+    /// The version that serves.
+    pub(crate) fn model(&self, name: &str) -> Arc<Model> {
+        self.running.models().get(name).unwrap()
     }
 
     /// Waits until `model` is served in `version`.
