@@ -93,8 +93,7 @@ async fn version(registry: &Registry, model: &ModelConfig) -> anyhow::Result<Vec
     let scratch = tempfile::tempdir()?;
     let cache = Cache::open(scratch.path().join("cache"))?;
     let servable = async {
-        let loading = Loading::new(Clock::system().now());
-        let fetched = registry.fetch(&found, &cache, &loading).await?;
+        let fetched = registry.fetch(&found, &cache, &Loading::default()).await?;
         Ok::<_, RegistryError>(MlModel::read(&fetched.folder)?.onnx)
     };
     let servable = servable.await.map_err(|error| error.to_string());
@@ -171,11 +170,10 @@ impl Refusal {
             (_, Some("NoSuchBucket" | "NotFound")) => Kind::NoSuchPlace,
             (_, Some("AccessDenied" | "AccessDeniedException" | "AuthorizationError")) => Kind::NotAllowed,
             (_, Some(code)) if IDENTITY_CODES.contains(&code) => Kind::UnknownIdentity,
-            (_, Some(_)) => Kind::Other,
             // Without credentials nothing is sent.
             (_, None) if text.contains("credentials") => Kind::NoIdentity,
             (SdkError::DispatchFailure(_) | SdkError::TimeoutError(_), None) => Kind::NoAnswer,
-            (_, None) => Kind::Other,
+            _ => Kind::Other,
         };
         Self { kind, text }
     }

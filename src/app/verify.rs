@@ -8,7 +8,6 @@ use serde_json::json;
 
 use super::operate::table;
 use super::{Aws, block_on, load_runtime, open_registry};
-use crate::clock::Clock;
 use crate::config::{self, Config, Sources};
 use crate::manager::ModelConfig;
 use crate::manager::admission::{Admission, Candidate, Outcome, Rung, Verdict};
@@ -86,7 +85,7 @@ async fn fetch(config: &Config, scratch: &Path, name: &str, select: &Select) -> 
     let cache = Cache::open(scratch.join("cache")).context("cannot make a folder for the version's files")?;
     let registry = open_registry(config.registry.clone(), &Aws::default())?;
     let found = registry.resolve(name, select).await?;
-    let fetched = registry.fetch(&found, &cache, &Loading::new(Clock::system().now())).await?;
+    let fetched = registry.fetch(&found, &cache, &Loading::default()).await?;
     Ok((found, fetched))
 }
 

@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use super::Version;
 
 /// One version on its way. Whoever brings it writes, whoever reports reads; the figures need not agree to the byte.
-#[derive(Debug)]
+/// The default is one that nobody looks at.
+#[derive(Debug, Default)]
 pub struct Loading {
     /// When it was begun.
     pub since: Timestamp,
@@ -42,8 +43,7 @@ impl Loading {
     /// A version of which nothing is here yet.
     #[must_use]
     pub fn new(since: Timestamp) -> Self {
-        let (version, bytes, total) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-        Self { since, version, is_here: AtomicBool::new(false), bytes, total }
+        Self { since, ..Self::default() }
     }
 
     /// Notes which version it is.

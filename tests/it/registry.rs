@@ -216,7 +216,7 @@ async fn what_a_server_leaves_in_s3_is_read_there() {
     let registry = with_s3(server, &s3, SECRET, &[]);
     let found = registry.resolve("in a bucket", &Select::Latest).await.unwrap();
     let (_folder, cache) = cache();
-    let loading = Loading::new(jiff::Timestamp::UNIX_EPOCH);
+    let loading = Loading::default();
     let fetched = registry.fetch(&found, &cache, &loading).await.unwrap();
     for (name, bytes) in &files {
         assert!(std::fs::read(fetched.folder.join(name)).unwrap() == *bytes, "{name}");

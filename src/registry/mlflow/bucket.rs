@@ -40,7 +40,7 @@ impl Bucket {
             let ask = self.client.list_objects_v2().bucket(&self.folder.bucket).prefix(&prefix);
             let page = match ask.set_continuation_token(token).send().await {
                 Ok(page) => page,
-                Err(error) => return Ok(Err(classify(error))),
+                Err(error) => return Ok(Err(classify(&error))),
             };
             for object in page.contents() {
                 let name = object.key().and_then(|key| key.strip_prefix(&prefix)).unwrap_or_default();
@@ -69,15 +69,15 @@ impl Bucket {
             Some((start, etag)) => ask.range(format!("bytes={start}-")).if_match(etag),
             None => ask,
         };
-        ask.send().await.map_err(classify)
+        ask.send().await.map_err(|error| classify(&error))
     }
 }
 
 fn classify<E: ProvideErrorMetadata + Error + 'static>(
-    error: SdkError<E, aws_sdk_s3::config::http::HttpResponse>,
+    error: &SdkError<E, aws_sdk_s3::config::http::HttpResponse>,
 ) -> S3Error {
     let status = error.raw_response().map(|answer| answer.status().as_u16());
-    let text = whole(&error);
+    let text = whole(error);
     match (status, error.code()) {
         (Some(404), Some("NoSuchKey")) => S3Error::Missing,
         (Some(412), _) => S3Error::Changed,

@@ -104,7 +104,7 @@ pub(crate) fn mlflow_at(uri: &Url) -> Mlflow {
 
 /// Fetches `found`; nobody looks how far it is.
 pub(crate) async fn fetch(registry: &Registry, found: &Found, cache: &Cache) -> Result<Fetched, RegistryError> {
-    registry.fetch(found, cache, &Loading::new(jiff::Timestamp::UNIX_EPOCH)).await
+    registry.fetch(found, cache, &Loading::default()).await
 }
 
 /// A client as the gateway builds it: no redirects. One per test: connections belong to the test's runtime.
