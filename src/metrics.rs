@@ -22,7 +22,7 @@ use self::totals::Totals;
 use self::vocabulary::Vocabularies;
 use self::window::{Codes, Measured, OK, Window};
 use crate::drift::report::Report;
-use crate::model::{Features, Identity, Inputs, Model, Outputs};
+use crate::model::{Features, Identity, Inputs, Model, ModelName, Outputs};
 
 pub mod cloudwatch;
 pub mod dashboard;
@@ -64,6 +64,17 @@ pub enum PlanLimit {
     Throttle,
     /// The quota.
     Quota,
+}
+
+/// What happens to versions that an operator may want an alarm for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VersionEvent {
+    /// One came to answer.
+    Served,
+    /// One was found unfit.
+    Refused,
+    /// One was left for the one before.
+    RolledBack,
 }
 
 /// One place to write. Aligned so that two threads on two stripes do not share a cache line.
@@ -192,6 +203,17 @@ impl Metrics {
     /// One request that passed a limit of `plan`, refused or, in a dry run, not.
     pub fn limit_passed(&self, plan: &Arc<str>, limit: PlanLimit) {
         *self.stripe().lock().limits.entry((Arc::clone(plan), limit)).or_default() += 1;
+    }
+
+    /// Something that happened to a version of `model`, for CloudWatch. Prometheus reads it from what is published.
+    pub fn version_event(&self, model: &ModelName, event: VersionEvent) {
+        let model = model.clone();
+        let series = match event {
+            VersionEvent::Served => Series::VersionsServed(model),
+            VersionEvent::Refused => Series::VersionsRefused(model),
+            VersionEvent::RolledBack => Series::Rollbacks(model),
+        };
+        self.gather().keep(series, &Histogram::of(1.0, 1));
     }
 
     /// The Prometheus page: our own totals, then `outside`.

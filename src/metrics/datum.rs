@@ -97,7 +97,10 @@ fn unit(series: &Series) -> StandardUnit {
         | Series::SampleRows(_)
         | Series::Refused
         | Series::Throttled { .. }
-        | Series::QuotaExceeded { .. } => StandardUnit::Count,
+        | Series::QuotaExceeded { .. }
+        | Series::VersionsServed(_)
+        | Series::VersionsRefused(_)
+        | Series::Rollbacks(_) => StandardUnit::Count,
     }
 }
 

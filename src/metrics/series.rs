@@ -42,6 +42,12 @@ pub(super) enum Series {
     Throttled { plan: Arc<str> },
     /// Requests above a plan's quota.
     QuotaExceeded { plan: Arc<str> },
+    /// Versions that came to answer.
+    VersionsServed(ModelName),
+    /// Versions that were found unfit.
+    VersionsRefused(ModelName),
+    /// Versions that were left for the one before.
+    Rollbacks(ModelName),
 }
 
 /// All versions of a model together, or one of them.
@@ -99,6 +105,9 @@ impl Series {
             Self::Refused => "SeriesRefused",
             Self::Throttled { .. } => "Throttled",
             Self::QuotaExceeded { .. } => "QuotaExceeded",
+            Self::VersionsServed(_) => "VersionsServed",
+            Self::VersionsRefused(_) => "VersionsRefused",
+            Self::Rollbacks(_) => "Rollbacks",
         }
     }
 
@@ -119,7 +128,10 @@ impl Series {
             | Self::SampleRows(_)
             | Self::Refused
             | Self::Throttled { .. }
-            | Self::QuotaExceeded { .. } => false,
+            | Self::QuotaExceeded { .. }
+            | Self::VersionsServed(_)
+            | Self::VersionsRefused(_)
+            | Self::Rollbacks(_) => false,
         }
     }
 
@@ -141,7 +153,12 @@ impl Series {
             Self::FeatureCategory { of, category } => {
                 vec![("Model", &of.model), ("Feature", &of.feature), ("Category", category)]
             }
-            Self::DriftedFeatures(model) | Self::MaxPsi(model) | Self::SampleRows(model) => vec![("Model", model)],
+            Self::DriftedFeatures(model)
+            | Self::MaxPsi(model)
+            | Self::SampleRows(model)
+            | Self::VersionsServed(model)
+            | Self::VersionsRefused(model)
+            | Self::Rollbacks(model) => vec![("Model", model)],
             Self::Refused => Vec::new(),
             Self::Throttled { plan } | Self::QuotaExceeded { plan } => vec![("Plan", plan)],
         };

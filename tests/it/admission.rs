@@ -204,6 +204,10 @@ const INSIDE: &str = "admission::inside_the_confinement";
 /// Runs in a process of its own: what it tries there it can do nowhere else.
 #[test]
 #[ignore = "runs within the test below, in a process of its own"]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it is told what to try by the test below, and tries it in a thread, too"
+)]
 fn inside_the_confinement() {
     let folder = PathBuf::from(std::env::var_os(INSIDE).unwrap());
     let outside = folder.parent().unwrap().join("secret");
@@ -287,7 +291,7 @@ async fn a_version_is_tried_in_confinement_and_the_verdict_says_so() {
 /// How long admission of an ordinary model takes, and what it leaves in this process; prints both.
 /// `cargo test --test it -- --ignored --nocapture admission_of_an_ordinary_model`
 #[tokio::test]
-#[ignore = "measures"]
+#[ignore = "figure: admission of an ordinary model"]
 async fn admission_of_an_ordinary_model_takes() {
     for turn in 0..5 {
         let before = resident_kb();

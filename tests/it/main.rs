@@ -20,6 +20,7 @@ mod quota;
 mod replay;
 mod rollout;
 mod rollout_loads;
+mod rollout_metrics;
 mod rollout_pins;
 mod server;
 mod shared_quota;

@@ -48,9 +48,10 @@ async fn version_for(gate: &Gate, key: &str) -> u64 {
 }
 
 async fn until_answered_by(gate: &Gate, key: &str, version: u64) {
+    let text = json!(version.to_string());
     eventually(&format!("version {version} for a caller who stays"), async || {
         let answer = ask(gate, key).await;
-        answer.status == 200 && answer.body["version"] == version.to_string()
+        answer.status == 200 && answer.body["version"] == text
     })
     .await;
 }
@@ -105,7 +106,10 @@ async fn whoever_stays_on_an_alias_follows_it_through_admission() {
     assert_eq!(version_for(&gate, &gate.key).await, 4);
     // An alias that is gone says nothing.
     site.promote("sum", 4);
-    gate.says("sum", "silence", |status| status["held"][0]["trouble"].as_str().is_some_and(|text| text.contains("stable"))).await;
+    gate.says("sum", "silence", |status| {
+        status["held"][0]["trouble"].as_str().is_some_and(|text| text.contains("stable"))
+    })
+    .await;
     assert_eq!(version_for(&gate, &held).await, 2);
     gate.stop().await;
 }
