@@ -223,7 +223,7 @@ pub enum StoreError {
     /// A name nobody could read back.
     #[error("a key's name is 1 to {NAME_MAX_CHARS} characters without control characters")]
     BadName,
-    /// A key that has ended cannot be replaced or enabled.
+    /// A key that has ended cannot be changed.
     #[error("the key `{0}` has ended: make a new one with `keys create`")]
     Ended(KeyId),
     /// A key has one successor.
@@ -279,6 +279,24 @@ impl Caller {
         }
     }
 
+    /// Whether this caller may label answers of `model`.
+    #[must_use]
+    pub fn may_label(&self, model: &str) -> bool {
+        let in_plan = match &self.access {
+            Access::All => true,
+            Access::Only(models) => models.contains(model),
+        };
+        in_plan && self.scopes.label(model)
+    }
+
+    /// Whether this caller may label any answers.
+    ///
+    /// # Errors
+    /// When its scopes do not name it.
+    pub fn may_label_any(&self) -> Result<(), AuthError> {
+        if self.scopes.label_any() { Ok(()) } else { Err(AuthError::OutOfScope) }
+    }
+
     /// Whether this caller may read its own usage.
     ///
     /// # Errors
@@ -298,7 +316,7 @@ pub struct ApiKeys {
     store: Mutex<Store>,
 }
 
-/// Keys that are not revoked.
+/// Every key, those that have ended included: who still sends one of them is no guesser.
 #[derive(Default)]
 struct LiveKeys {
     /// By the id in their text.
@@ -314,12 +332,40 @@ type HashPrefix = [u8; 8];
 
 struct LiveKey {
     hash: Digest,
+    switch: Switch,
     expires: Option<Timestamp>,
-    is_disabled: bool,
     /// The address it was last used from, as a [`Subject`]'s bits.
     last_address: AtomicU64,
     /// Made once, so that a request clones a pointer.
     caller: Arc<Caller>,
+}
+
+/// Whether a key works, its end aside.
+#[derive(Clone, Copy, Debug)]
+enum Switch {
+    On,
+    /// Until it is enabled.
+    Off,
+    /// For good.
+    Revoked,
+}
+
+/// Why a key does not open the door.
+enum Refused {
+    /// It is none of ours.
+    Unknown,
+    /// It was one of ours.
+    Ended,
+    Disabled,
+}
+
+impl From<Refused> for AuthError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Unknown | Refused::Ended => Self::Unknown,
+            Refused::Disabled => Self::Disabled,
+        }
+    }
 }
 
 impl LiveKeys {
@@ -330,19 +376,23 @@ impl LiveKeys {
         }
     }
 
-    /// Takes `key` in, unless it has ended. What `before` knew of its address stays known.
+    /// Takes `key` in. What `before` knew of its address stays known.
     fn add(&mut self, key: StoredKey, plans: &BTreeMap<PlanName, Access>, pins: &[Pin], before: &Self) {
         let StoredKey { record, hash } = key;
         // What is no id can be no caller's: `key::parse` never yields it.
-        let Some(id) = key::parse_id(&record.id).filter(|_| record.revoked.is_none()) else { return };
+        let Some(id) = key::parse_id(&record.id) else { return };
         let id = (!record.imported).then_some(id);
         let known = before.find(id, &hash).map_or(0, |key| key.last_address.load(Ordering::Relaxed));
         let end = record.expires.unwrap_or(Timestamp::MAX);
         self.pins.extend(pins.iter().map(|pin| Pin { until: pin.until.min(end), ..pin.clone() }));
         let live = LiveKey {
             hash,
+            switch: match (record.revoked, record.disabled) {
+                (Some(_), _) => Switch::Revoked,
+                (None, Some(_)) => Switch::Off,
+                (None, None) => Switch::On,
+            },
             expires: record.expires,
-            is_disabled: record.disabled.is_some(),
             last_address: known.into(),
             caller: Arc::new(Caller { pins: pins.to_vec(), ..caller(record, plans) }),
         };
@@ -364,13 +414,15 @@ fn prefix(hash: &Digest) -> &HashPrefix {
 /// Who sends the key of `record`.
 fn caller(record: KeyRecord, plans: &BTreeMap<PlanName, Access>) -> Caller {
     let access = plans.get(record.plan.as_str()).cloned().unwrap_or_else(|| {
-        tracing::warn!(
-            key.id = &*record.id,
-            plan = record.plan,
-            "key `{}` may use no model: its plan `{}` is not configured",
-            record.id,
-            record.plan
-        );
+        if record.revoked.is_none() {
+            tracing::warn!(
+                key.id = &*record.id,
+                plan = record.plan,
+                "key `{}` may use no model: its plan `{}` is not configured",
+                record.id,
+                record.plan
+            );
+        }
         Access::Only(BTreeSet::new())
     });
     Caller {
@@ -420,7 +472,8 @@ impl ApiKeys {
     /// # Errors
     /// When it is not a key of ours, or no longer, or disabled.
     pub fn authenticate(&self, key: &str, now: Timestamp) -> Result<Arc<Caller>, AuthError> {
-        self.verify(&self.live.load(), key, now).map(|key| Arc::clone(&key.caller))
+        let caller = self.verify(&self.live.load(), key, now).map(|key| Arc::clone(&key.caller))?;
+        Ok(caller)
     }
 
     /// As [`authenticate`](Self::authenticate), for a request from `address`: ten attempts in a row that fail, and the
@@ -428,7 +481,8 @@ impl ApiKeys {
     ///
     /// Whoever has the right key is let in from any other address, so that guessing at a key shuts nobody out; and from
     /// this one too if it used the key before, so that behind a load balancer, where all have one address, one cannot
-    /// shut out the others.
+    /// shut out the others. A key that has ended is refused and not counted: a program that was left behind by a
+    /// rotation guesses at nothing.
     ///
     /// # Errors
     /// As `authenticate`, and when the address or the key id has failed too often.
@@ -445,8 +499,8 @@ impl ApiKeys {
                 key.note_address(from);
                 Ok(Arc::clone(&key.caller))
             }
-            Err(AuthError::Unknown) => Err(self.failed(key, from)),
-            Err(error) => Err(error),
+            Err(Refused::Unknown) => Err(self.failed(key, from)),
+            Err(refused @ (Refused::Ended | Refused::Disabled)) => Err(refused.into()),
         }
     }
 
@@ -460,20 +514,22 @@ impl ApiKeys {
         }
     }
 
-    fn verify<'l>(&self, live: &'l LiveKeys, key: &str, now: Timestamp) -> Result<&'l LiveKey, AuthError> {
+    fn verify<'l>(&self, live: &'l LiveKeys, key: &str, now: Timestamp) -> Result<&'l LiveKey, Refused> {
         let id = key::parse(key);
         let can_be_imported = !live.imported.is_empty() && import::is_key(key);
         if id.is_none() && !can_be_imported {
-            return Err(AuthError::Unknown);
+            return Err(Refused::Unknown);
         }
         let hash = self.pepper.digest(key);
         let found = live.find(id, &hash);
         let expected = found.map_or(&[0; 32], |key| &key.hash);
         let matches = bool::from(hash.ct_eq(expected));
-        match found {
-            Some(key) if matches && key.is_disabled => Err(AuthError::Disabled),
-            Some(key) if matches && key.expires.is_none_or(|end| now < end) => Ok(key),
-            _ => Err(AuthError::Unknown),
+        let key = found.filter(|_| matches).ok_or(Refused::Unknown)?;
+        match key.switch {
+            Switch::Revoked => Err(Refused::Ended),
+            Switch::Off => Err(Refused::Disabled),
+            Switch::On if key.expires.is_some_and(|end| end <= now) => Err(Refused::Ended),
+            Switch::On => Ok(key),
         }
     }
 

@@ -12,10 +12,11 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 
-use crate::{auth, capture, drift, manager, metrics, registry, server, telemetry};
+use crate::{auth, capture, drift, feedback, manager, registry, server, telemetry};
 
 mod effective;
 mod layer;
+mod metrics;
 mod models;
 mod pins;
 mod quota;
@@ -60,15 +61,28 @@ pub struct Config {
     /// Plans.
     pub quota: crate::quota::Config,
     /// What is measured.
-    pub metrics: metrics::Config,
+    pub metrics: crate::metrics::Config,
     /// How drift is looked for.
     pub drift: drift::Config,
-    /// Whether and where measurements go to CloudWatch.
-    pub cloudwatch: Option<metrics::cloudwatch::Config>,
+    /// Where measurements go.
+    pub sinks: Sinks,
     /// Whether and where samples are kept.
     pub capture: Option<capture::Config>,
+    /// Whether labels are taken.
+    pub feedback: Option<feedback::Config>,
     /// Logs and traces.
     pub telemetry: telemetry::Config,
+}
+
+/// Where measurements go besides Prometheus: to as many of these as there are.
+#[derive(Clone, Debug, Default)]
+pub struct Sinks {
+    /// CloudWatch's API.
+    pub cloudwatch: Option<crate::metrics::cloudwatch::Config>,
+    /// Standard output, for CloudWatch Logs.
+    pub emf: Option<crate::metrics::cloudwatch::Config>,
+    /// An OpenTelemetry collector.
+    pub otlp: Option<crate::metrics::otlp::Config>,
 }
 
 /// Where configuration comes from.
@@ -269,9 +283,11 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
     let store = data_dir.join("modelgate.db");
     let plans = sections::plans(&mut root, &models, sources.purpose, max_held);
     let usage = quota::read(root.section("quota"), store.clone(), &plans.limits);
-    let (metrics, cloudwatch) = sections::metrics(root.section("metrics"));
+    let (metrics, sinks) = metrics::read(root.section("metrics"), &sources.env);
     let drift = sections::drift(root.section("drift"));
     let capture = root.optional_section("capture").and_then(|section| sections::capture(section, &data_dir, rates));
+    let labels =
+        root.optional_section("feedback").map(|section| sections::feedback(section, &data_dir, capture.as_ref()));
     let telemetry = sections::telemetry(root.section("telemetry"), &sources.env);
     root.finish();
     Config {
@@ -286,8 +302,9 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
         registry,
         metrics,
         drift,
-        cloudwatch,
+        sinks,
         capture,
+        feedback: labels,
         telemetry,
     }
 }

@@ -600,10 +600,11 @@ impl Manager {
     /// Counts for CloudWatch what an operator may want an alarm for.
     fn count(&self, name: &ModelName, event: Kind) {
         let event = match event {
-            Kind::Served => VersionEvent::Served,
             Kind::Refused => VersionEvent::Refused,
             Kind::RolledBack => VersionEvent::RolledBack,
-            Kind::Tried | Kind::Kept | Kind::Withdrawn | Kind::Held | Kind::Pinned | Kind::Unpinned => return,
+            Kind::Served | Kind::Tried | Kind::Kept | Kind::Withdrawn | Kind::Held | Kind::Pinned | Kind::Unpinned => {
+                return;
+            }
         };
         self.metrics.version_event(name, event);
     }
@@ -658,12 +659,12 @@ impl Manager {
 
     /// Frees the versions whose last request has left. Never a request frees one.
     fn reap(&mut self) {
-        let (free, busy) = self.retired.drain(..).partition(|model| Arc::strong_count(model) == 1);
+        let (free, busy) = self.retired.drain(..).partition(Model::is_unused);
         self.retired = busy;
         let free: Vec<Arc<Model>> = free;
         if !free.is_empty() {
             // Destroying sessions takes milliseconds; not on an async worker.
-            tokio::task::spawn_blocking(move || drop(free));
+            tokio::task::spawn_blocking(move || Model::free(free));
         }
     }
 

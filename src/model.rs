@@ -29,7 +29,7 @@ pub mod verdict;
 
 pub use features::{Cell, Features, Inputs, InvalidInput};
 pub use held::{Held, Target};
-pub use outputs::{Decision, Outputs, Prediction, Value};
+pub use outputs::{Decision, Outcomes, Outputs, Prediction, Value};
 pub use recent::MAX_ROWS as RECENT_MAX_ROWS;
 pub use rollout::{Route, Trial};
 pub use session::{LoadError, Model, PredictError, Spec, Stage};

@@ -27,7 +27,7 @@ pub(super) enum Keys {
         /// How long it lives, such as 90d; for ever if left out
         #[arg(long, value_name = "TIME", value_parser = lifetime)]
         expires: Option<Span>,
-        /// What it may do: predict:MODEL, predict:* or usage:read; all that the plan allows if left out
+        /// What it may do: predict:MODEL, predict:*, feedback:MODEL, feedback:* or usage:read; all that the plan allows if left out
         #[arg(long = "scope", value_name = "SCOPE")]
         scopes: Vec<Scope>,
         #[command(flatten)]
@@ -62,12 +62,26 @@ pub(super) enum Keys {
         #[command(flatten)]
         place: Place,
     },
+    /// Say anew when a key stops working
+    Expire {
+        /// The key's id, as `keys list` shows it
+        id: String,
+        /// How long it works from now on, such as 90d or 0s; or `never`
+        #[arg(value_name = "TIME", value_parser = end)]
+        end: End,
+        #[command(flatten)]
+        place: Place,
+    },
     /// Say anew what a key may do
     Scope {
         /// The key's id, as `keys list` shows it
         id: String,
-        /// predict:MODEL, predict:* or usage:read; none at all is all that the plan allows
+        /// predict:MODEL, predict:*, feedback:MODEL, feedback:* or usage:read; or say --all
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
         scopes: Vec<Scope>,
+        /// All that the plan allows
+        #[arg(long)]
+        all: bool,
         #[command(flatten)]
         place: Place,
     },
@@ -122,7 +136,14 @@ pub(super) enum Keys {
     },
 }
 
-/// The key store of one data directory.
+/// When a key is to stop working.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum End {
+    Never,
+    After(Span),
+}
+
+/// The key store of one data directory, and what its gateway is configured with.
 struct Store {
     keys: ApiKeys,
     plans: Vec<String>,
@@ -162,8 +183,18 @@ impl Keys {
                 let key = place.open()?.keys.enable(&id)?;
                 print(&format!("enabled key {} ({})\n", key.id, key.name))
             }
-            Self::Scope { id, scopes, place } => {
-                let key = place.open()?.keys.set_scopes(&id, Scopes::of(scopes))?;
+            Self::Expire { id, end, place } => {
+                let end = match end {
+                    End::Never => None,
+                    End::After(length) => Some(after(now, length)?),
+                };
+                let key = place.open()?.keys.expire(&id, end)?;
+                print(&format!("key {} ({}) expires: {}\n", key.id, key.name, expiry(&key)))
+            }
+            Self::Scope { id, scopes, all: _, place } => {
+                let store = place.open()?;
+                store.warn_of_unknown_models(&scopes)?;
+                let key = store.keys.set_scopes(&id, Scopes::of(scopes))?;
                 print(&format!("key {} ({}) may do: {}\n", key.id, key.name, scopes_text(&key.scopes)))
             }
             Self::Pin { id, model, version, until, place } => {
@@ -180,7 +211,7 @@ impl Keys {
             Self::Revoke { id, place } => {
                 let key = place.open()?.keys.revoke(&id, now)?;
                 print(&format!(
-                    "revoked key {} ({}); gateways on this data directory refuse it from now on\n",
+                    "revoked key {} ({}); a gateway on this data directory refuses it within a second\n",
                     key.id, key.name
                 ))
             }
@@ -188,7 +219,7 @@ impl Keys {
                 let csv = fs::read(&file).with_context(|| format!("cannot read `{}`", file.display()))?;
                 let plans = auth::Plans { by_usage_plan: usage_plans.into_iter().collect(), otherwise: plan };
                 let imported = place.open()?.keys.import(&csv, &plans, now, &mut getrandom::fill)?;
-                print(&format!("{} keys imported, {} keys updated\n", imported.created, imported.updated))
+                print(&format!("keys imported: {}, updated: {}\n", imported.created, imported.updated))
             }
             Self::Check { text } => check(text),
         }
@@ -212,7 +243,22 @@ impl Store {
         }
     }
 
+    /// Tells of scopes for models that no gateway here has: more often a slip than a plan.
+    fn warn_of_unknown_models(&self, scopes: &[Scope]) -> anyhow::Result<()> {
+        for scope in scopes {
+            if let Scope::Predict(Some(model)) = scope
+                && !self.models.iter().any(|known| **known == **model)
+            {
+                note(&format!("note: no model `{model}` is configured here"))?;
+            }
+        }
+        Ok(())
+    }
+
     fn create(&self, new: NewKey, now: Timestamp) -> anyhow::Result<()> {
+        if let Scopes::Only(scopes) = &new.scopes {
+            self.warn_of_unknown_models(scopes)?;
+        }
         let (record, secret) = self.keys.issue(new, now, &mut getrandom::fill)?;
         show(secret.expose_secret(), &format!("Key {} of {} on plan {}.", record.id, record.name, record.plan))
     }
@@ -221,17 +267,21 @@ impl Store {
 fn rotate(keys: &ApiKeys, id: &str, overlap: Span, now: Timestamp) -> anyhow::Result<()> {
     let overlap = after(now, overlap)?.duration_since(now);
     let (old, new, secret) = keys.rotate(id, overlap, now, &mut getrandom::fill)?;
-    let end = old.expires.map(|end| end.strftime("%Y-%m-%d %H:%M UTC").to_string()).unwrap_or_default();
-    let note = format!("Key {} of {} in the place of {}, which works until {end}.", new.id, new.name, old.id);
+    let note =
+        format!("Key {} of {} in the place of {}, which works until {}.", new.id, new.name, old.id, expiry(&old));
     show(secret.expose_secret(), &note)
 }
 
 /// Prints a key. What is said of it goes beside it, not after it, so that `key=$(modelgate keys create …)` holds the key
 /// alone.
-fn show(secret: &str, note: &str) -> anyhow::Result<()> {
+fn show(secret: &str, about: &str) -> anyhow::Result<()> {
     print(&format!("{secret}\n"))?;
-    let note = format!("{note} The key is not shown again: keep it now.\n");
-    io::stderr().write_all(note.as_bytes()).context("cannot write to standard error")
+    note(&format!("{about} The key is not shown again: keep it now."))
+}
+
+/// Says something to people that is not what was asked for.
+fn note(text: &str) -> anyhow::Result<()> {
+    writeln!(io::stderr(), "{text}").context("cannot write to standard error")
 }
 
 fn check(text: String) -> anyhow::Result<()> {
@@ -255,6 +305,11 @@ fn lifetime(text: &str) -> Result<Span, String> {
     if span.is_positive() { Ok(span) } else { Err("expected a time above zero".to_owned()) }
 }
 
+/// A length of time, or for ever.
+fn end(text: &str) -> Result<End, String> {
+    if text == "never" { Ok(End::Never) } else { overlap(text).map(End::After) }
+}
+
 /// A length of time, or none.
 fn overlap(text: &str) -> Result<Span, String> {
     let span = time(text)?;
@@ -274,14 +329,15 @@ fn pair(text: &str) -> Result<(String, String), String> {
 fn after(now: Timestamp, span: Span) -> anyhow::Result<Timestamp> {
     let length: SignedDuration = span
         .to_duration(SpanRelativeTo::days_are_24_hours())
-        .context("this time is given in weeks, days or hours: months and years differ")?;
+        .map_err(|_| anyhow::anyhow!("a time is given in weeks, days or hours: months and years differ in length"))?;
     now.checked_add(length).context("no calendar reaches that far")
 }
 
 const COLUMNS: usize = 8;
 
+/// Every key on a line. Names come last: who may use any letters may use some that are as wide as two.
 fn table(records: &[KeyRecord], pins: &BTreeMap<KeyId, Vec<Pin>>, now: Timestamp) -> String {
-    let head = ["ID", "NAME", "PLAN", "SCOPES", "PINS", "CREATED", "EXPIRES", "STATE"].map(str::to_owned);
+    let head = ["ID", "PLAN", "SCOPES", "PINS", "CREATED", "EXPIRES", "STATE", "NAME"].map(str::to_owned);
     let of = |record: &KeyRecord| pins.get(&record.account).map_or_else(String::new, |pins| pins_text(pins, now));
     let rows = records.iter().map(|record| row(record, of(record), now));
     let rows: Vec<[String; COLUMNS]> = [head].into_iter().chain(rows).collect();
@@ -296,16 +352,15 @@ fn table(records: &[KeyRecord], pins: &BTreeMap<KeyId, Vec<Pin>>, now: Timestamp
 }
 
 fn row(record: &KeyRecord, pins: String, now: Timestamp) -> [String; COLUMNS] {
-    let expires = record.expires.map_or_else(|| "never".to_owned(), day);
     [
         record.id.to_string(),
-        record.name.clone(),
         record.plan.clone(),
         scopes_text(&record.scopes),
         if pins.is_empty() { "none".to_owned() } else { pins },
         day(record.created),
-        expires,
+        expiry(record),
         state(record, now),
+        record.name.clone(),
     ]
 }
 
@@ -350,6 +405,10 @@ fn until(text: &str) -> Result<Timestamp, String> {
 
 fn scopes_text(scopes: &Scopes) -> String {
     if *scopes == Scopes::All { "all".to_owned() } else { scopes.to_string() }
+}
+
+fn expiry(record: &KeyRecord) -> String {
+    record.expires.map_or_else(|| "never".to_owned(), |end| end.strftime("%Y-%m-%d %H:%M UTC").to_string())
 }
 
 fn day(time: Timestamp) -> String {

@@ -20,6 +20,7 @@ use serde::Serialize;
 use super::wire::WireError;
 use super::{ErrorStyle, ratelimit};
 use crate::auth::AuthError;
+use crate::feedback::NotTaken;
 use crate::model::features::FieldError;
 use crate::model::orders::Refused;
 use crate::model::session::Stage;
@@ -227,10 +228,14 @@ impl Code {
                 (StatusCode::TOO_MANY_REQUESTS, "Too Many Requests", Some("TooManyRequestsException"))
             }
             Self::QuotaExceeded => (StatusCode::TOO_MANY_REQUESTS, "Limit Exceeded", Some("LimitExceededException")),
-            Self::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "Request Too Long", None),
-            Self::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, "Endpoint request timed out", None),
+            Self::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "Request Too Long", Some("BadRequestException")),
+            Self::DeadlineExceeded => {
+                let error_type = Some("InternalServerErrorException");
+                (StatusCode::GATEWAY_TIMEOUT, "Endpoint request timed out", error_type)
+            }
             Self::Internal | Self::ModelOutputInvalid => {
-                (StatusCode::INTERNAL_SERVER_ERROR, "Internal server error", None)
+                let error_type = Some("InternalServerErrorException");
+                (StatusCode::INTERNAL_SERVER_ERROR, "Internal server error", error_type)
             }
             Self::MalformedJson
             | Self::MalformedRequest
@@ -373,6 +378,26 @@ impl ApiError {
             Refused::Unreadable => return Self::internal(refused.clone()),
         };
         Self::new(code, refused.to_string())
+    }
+
+    /// Where labels are not taken.
+    pub(super) fn no_feedback() -> Self {
+        Self::new(Code::NotFound, "this gateway takes no labels: it has no [feedback] in its configuration")
+    }
+
+    pub(super) fn malformed_json(detail: String) -> Self {
+        Self::new(Code::MalformedJson, detail)
+    }
+
+    pub(super) fn too_many_labels(max: usize) -> Self {
+        Self::new(Code::PayloadTooLarge, format!("a request may have {max} labels"))
+    }
+
+    /// Labels of which none can be kept.
+    pub(super) fn no_label_fits(mut errors: Vec<FieldError>, listed: usize) -> Self {
+        errors.truncate(listed);
+        Self::new(Code::InvalidInput, "none of the labels can be kept; the first mistakes are listed")
+            .about(About::Fields(errors))
     }
 
     pub(super) fn headers_too_large(detail: String) -> Self {
@@ -611,6 +636,12 @@ impl From<Refusal> for ApiError {
             Refusal::NoPlan => Self::new(Code::Forbidden, detail),
             Refusal::StoreDown => Self::new(Code::QuotaUnavailable, detail).about(About::RetrySoon),
         }
+    }
+}
+
+impl From<NotTaken> for ApiError {
+    fn from(error: NotTaken) -> Self {
+        Self::new(Code::Overloaded, error.to_string()).about(About::RetrySoon)
     }
 }
 

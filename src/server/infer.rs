@@ -15,6 +15,7 @@ use super::routes::{Answer, Journal, MODEL, Room, body_of, json_answer};
 use super::{head, ratelimit, wire};
 use crate::auth::{Caller, Pin, PinTo};
 use crate::capture::Record;
+use crate::feedback::Answered;
 use crate::metrics::PlanLimit;
 use crate::model::session::Stage;
 use crate::model::{Inputs, Model, Outputs, PredictError, Route, Target, Version};
@@ -73,7 +74,7 @@ fn with_model(mut answer: Answer, model: &Model) -> Answer {
 }
 
 /// Counts a limit that was passed.
-fn limited<T>(room: &Room, caller: &Caller, result: Result<T, Refusal>) -> Result<T, ApiError> {
+pub(super) fn limited<T>(room: &Room, caller: &Caller, result: Result<T, Refusal>) -> Result<T, ApiError> {
     result.map_err(|refusal| {
         overlooked(room, caller, refusal.exceeded());
         refusal.into()
@@ -81,7 +82,7 @@ fn limited<T>(room: &Room, caller: &Caller, result: Result<T, Refusal>) -> Resul
 }
 
 /// Counts limits that were passed, though nobody was refused.
-fn overlooked(room: &Room, caller: &Caller, exceeded: impl IntoIterator<Item = Exceeded>) {
+pub(super) fn overlooked(room: &Room, caller: &Caller, exceeded: impl IntoIterator<Item = Exceeded>) {
     for exceeded in exceeded {
         let limit = match exceeded {
             Exceeded::Throttle => PlanLimit::Throttle,
@@ -108,7 +109,8 @@ async fn infer(
         Ok(read) => read,
         // Reading is work too: a body that is none takes a token of the rate, and nothing of the quota.
         Err(error) => {
-            let exceeded = limited(room, caller, state.quota.take_token(caller, state.clock.now()))?;
+            let exceeded = state.quota.take_token(caller, state.clock.now()).await;
+            let exceeded = limited(room, caller, exceeded)?;
             overlooked(room, caller, exceeded);
             return Err(error);
         }
@@ -134,6 +136,7 @@ async fn infer(
     state.metrics.observe(model, &inputs, &outputs, journal.started.elapsed());
     state.drift.observe(model, &inputs, &outputs, &caller.key_id);
     state.shadow.offer(route, &caller.key_id, &inputs, &outputs);
+    state.feedback.answered(|| answered(room, caller, model, &outputs, journal));
     state.capture.offer(&model.id().name, inputs.rows(), || record(room, caller, model, &inputs, &outputs, journal));
     Ok(body_of("application/json", answer.into()))
 }
@@ -150,6 +153,7 @@ pub(super) async fn usage(room: &Room, head: &Parts, journal: &mut Journal) -> R
     caller.may_read_usage()?;
     let usage = room.state.quota.usage(&caller, room.state.clock.now()).await?;
     journal.rate_limit = Some(ratelimit::Headers::of(&usage.standing));
+    journal.quota_is_degraded = usage.is_degraded;
     let pins: Vec<_> = room.state.keys.pins_of(&caller, room.state.clock.now()).map(pin_report).collect();
     Ok(json_answer(&usage_report(&caller, &usage, &pins)))
 }
@@ -167,7 +171,7 @@ impl From<&PinTo> for Target {
     }
 }
 
-fn authenticate(room: &Room, head: &Parts, journal: &mut Journal) -> Result<Arc<Caller>, ApiError> {
+pub(super) fn authenticate(room: &Room, head: &Parts, journal: &mut Journal) -> Result<Arc<Caller>, ApiError> {
     let key = head::api_key(&head.headers)?;
     let (keys, now) = (&room.state.keys, room.state.clock.now());
     let caller = match journal.peer {
@@ -204,6 +208,17 @@ fn record(
         features: Arc::clone(model.features()),
         key_id: Arc::clone(&caller.key_id),
         inputs: inputs.clone(),
+        outputs: outputs.clone(),
+    }
+}
+
+fn answered(room: &Room, caller: &Caller, model: &Model, outputs: &Outputs, journal: &Journal) -> Answered {
+    Answered {
+        request_id: journal.id.as_str().into(),
+        account: Arc::clone(&caller.account),
+        time: room.state.clock.now(),
+        model: Arc::clone(model.id()),
+        outcomes: Arc::clone(model.outcomes()),
         outputs: outputs.clone(),
     }
 }

@@ -9,12 +9,12 @@ use super::error::ApiError;
 use super::infer::limit_report;
 use super::routes::{Answer, body_of, json_answer};
 use super::{State, Traffic, versions};
-use crate::capture;
 use crate::drift::report::Report;
 use crate::metrics::{Family, prometheus};
 use crate::model::rollout::{Counts, Rule};
 use crate::model::{Entry, Held, ModelName, ModelSet, NotServed, Trial};
 use crate::quota::{Health, Use};
+use crate::{capture, feedback};
 
 /// `GET /readyz`: whether to send us requests, and what they would be answered with.
 pub(super) fn ready(state: &State) -> Result<Answer, ApiError> {
@@ -83,6 +83,7 @@ pub(super) fn metrics(state: &State) -> Answer {
     let mut outside = traffic_families(&state.traffic);
     outside.extend(versions::families(&state.models.snapshot(), state.clock.now()));
     outside.extend(capture_families(&state.capture.counts()));
+    outside.extend(state.feedback.counts().iter().flat_map(feedback_families));
     outside.extend(state.quota.shared_store().iter().flat_map(quota_families));
     body_of(prometheus::CONTENT_TYPE, state.metrics.render(&outside).into())
 }
@@ -210,7 +211,40 @@ fn capture_families(counts: &capture::Counts) -> [Family; 2] {
     ]
 }
 
-fn quota_families(health: &Health) -> [Family; 3] {
+fn feedback_families(counts: &feedback::Counts) -> [Family; 5] {
+    let labels = |outcome: &str, count| (vec![("outcome", outcome.to_owned())], figure(count));
+    let one = |name, help, counter, count| Family { name, help, counter, samples: vec![(Vec::new(), figure(count))] };
+    [
+        Family {
+            name: "modelgate_feedback_labels",
+            help: "Labels by what became of them; refused ones had a mistake",
+            counter: true,
+            samples: vec![
+                labels("matched", counts.matched),
+                labels("changed", counts.changed),
+                labels("duplicate", counts.duplicate),
+                labels("unknown", counts.unknown),
+                labels("refused", counts.refused),
+            ],
+        },
+        one("modelgate_feedback_stored", "Labels that are in the sink", true, counts.stored),
+        one("modelgate_feedback_pending", "Labels that wait for the sink", false, counts.pending),
+        one(
+            "modelgate_feedback_rows_dropped",
+            "Rows that were not remembered for their labels",
+            true,
+            counts.rows_dropped,
+        ),
+        one(
+            "modelgate_feedback_answers_forgotten",
+            "Answers forgotten for age or room",
+            true,
+            counts.answers_forgotten,
+        ),
+    ]
+}
+
+fn quota_families(health: &Health) -> [Family; 4] {
     let labelled = |label, word: &str, count| (vec![(label, word.to_owned())], figure(count));
     let answered = health.calls.saturating_sub(health.failures);
     [
@@ -231,6 +265,12 @@ fn quota_families(health: &Health) -> [Family; 3] {
             help: "Charges decided without the shared quota store, because it could not be asked",
             counter: true,
             samples: vec![labelled("outcome", "lent", health.lent), labelled("outcome", "refused", health.refused)],
+        },
+        Family {
+            name: "modelgate_quota_lent_units",
+            help: "Rows or requests that were lent because the shared quota store could not be asked",
+            counter: true,
+            samples: vec![(Vec::new(), figure(health.lent_units))],
         },
     ]
 }

@@ -289,9 +289,8 @@ async fn a_version_is_tried_in_confinement_and_the_verdict_says_so() {
 }
 
 /// How long admission of an ordinary model takes, and what it leaves in this process; prints both.
-/// `cargo test --test it -- --ignored --nocapture admission_of_an_ordinary_model`
 #[tokio::test]
-#[ignore = "figure: admission of an ordinary model"]
+#[ignore = "figure: admission, rung by rung"]
 async fn admission_of_an_ordinary_model_takes() {
     for turn in 0..5 {
         let before = resident_kb();

@@ -566,6 +566,15 @@ fn verify_says_whether_a_folder_is_fit() {
     assert!(!good);
     assert_eq!(verdict["fit"], false, "{verdict}");
     assert_eq!(verdict["rungs"].as_array().unwrap().last().unwrap()["outcome"], "refused", "{verdict}");
+    let code = |arguments: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_modelgate")).args(arguments).output().unwrap();
+        output.status.code()
+    };
+    assert_eq!(code(&["verify", &folder("not-finite")]), Some(3), "not fit");
+    assert_eq!(code(&["verify", "/nowhere"]), Some(1), "not to be had");
+    assert_eq!(code(&["verify", "--config", "/nowhere.toml", &folder("sum")]), Some(78), "no configuration");
+    let (text, _) = program(&["verify", &folder("sum")]);
+    assert!(text.contains("\npassed   warm_up "), "as in JSON: {text}");
 }
 
 #[test]

@@ -78,16 +78,13 @@ async fn what_happens_to_versions_reaches_cloudwatch() {
     let config = Config { namespace: "ModelGate".into(), interval: Duration::from_mins(1), mode: Mode::Full };
     let mut flusher = Flusher::new(metrics.clone(), cloudwatch.client(), config);
     let name = "sum".parse().unwrap();
-    for event in [VersionEvent::Served, VersionEvent::Served, VersionEvent::Refused, VersionEvent::RolledBack] {
+    for event in [VersionEvent::Refused, VersionEvent::RolledBack, VersionEvent::Refused] {
         metrics.version_event(&name, event);
     }
     flusher.flush_once(now).await;
     let mut sent: Vec<_> = cloudwatch.datums().into_iter().map(|datum| datum.key.0).collect();
     sent.sort_unstable();
-    assert_eq!(
-        (sent, cloudwatch.refusals()),
-        (vec!["Rollbacks".into(), "VersionsRefused".into(), "VersionsServed".into()], Vec::new())
-    );
+    assert_eq!((sent, cloudwatch.refusals()), (vec!["Rollbacks".into(), "VersionsRefused".into()], Vec::new()));
 }
 
 /// The names that `text` has in backquotes, or at the beginning of its lines, up to labels.
@@ -102,7 +99,7 @@ async fn the_documentation_lists_every_figure_and_none_besides() {
     let redis = Server::start();
     let mut site = Site::new(&format!(
         "[plans.open]\n[[model]]\nname = \"sum\"\nselect = \"alias:champion\"\n[quota]\nstore = \"{}\"\n\
-         [metrics.cloudwatch]\n[capture]\nsink = \"file:{{folder}}/samples\"\n",
+         [metrics.cloudwatch]\n[capture]\nsink = \"file:{{folder}}/samples\"\n[feedback]\n",
         redis.url()
     ));
     site.register_sum("sum", 1, 1000.0);

@@ -5,15 +5,18 @@ use std::fs;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use modelgate::app::{self, Running, Surroundings};
 use modelgate::auth::ApiKeys;
 use modelgate::clock::Clock;
 use modelgate::config::{self, Config, Flags, Purpose, Sources};
+use modelgate::model::Model;
 use secrecy::ExposeSecret;
 use serde_json::Value;
 
+use super::canary::{self, Search};
 use super::fixtures;
 
 /// How often test gateways look at their registry.
@@ -49,8 +52,12 @@ impl Site {
             // Versions of `sum` answer differently, so that tests can tell them apart.
             text.push_str("\n[admission]\nreplay_rows = 0\n");
         }
-        text.push_str(
-            "\n[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\ndrain_delay = \"0s\"\n\
+        if !text.contains("[server]\n") {
+            text.push_str("\n[server]\n");
+        }
+        text = text.replace(
+            "[server]\n",
+            "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\ndrain_delay = \"0s\"\n\
              max_connections_per_address = 4096\n",
         );
         fs::create_dir_all(folder.path().join("registry")).unwrap();
@@ -156,6 +163,7 @@ impl Site {
         let keys = ApiKeys::open(auth, &mut getrandom::fill).unwrap();
         let (_, secret) = keys.create(plan, plan, None, Clock::system().now(), &mut getrandom::fill).unwrap();
         let key = secret.expose_secret().to_owned();
+        canary::note(&key);
         self.keys.insert(plan.to_owned(), key.clone());
         key
     }
@@ -173,6 +181,19 @@ impl Site {
             Box::pin(app::start(self.config(), surroundings)).await.unwrap_or_else(|error| panic!("{error:#}"));
         let http = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
         Gate { data: running.data, admin: running.admin, key, http, running }
+    }
+}
+
+/// Whatever a test was about: no key of its callers is in what its gateways left.
+impl Drop for Site {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let search = Search::new(self.keys.values().map(String::as_str));
+        for folder in ["data", "samples"] {
+            assert_eq!(search.find_below(&self.folder().join(folder)), Vec::<String>::new(), "keys in clear");
+        }
     }
 }
 
@@ -198,7 +219,9 @@ impl Answer {
     pub(crate) async fn of(response: reqwest::Response) -> Self {
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let bytes = response.bytes().await.unwrap();
-        Self { status, headers, body: serde_json::from_slice(&bytes).unwrap_or(Value::Null) }
+        let body: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        assert_ne!(body["code"], "internal", "no request makes the gateway fail: {body}");
+        Self { status, headers, body }
     }
 
     pub(crate) fn header(&self, name: &str) -> &str {
@@ -244,6 +267,11 @@ impl Gate {
     pub(crate) async fn status(&self, model: &str) -> Value {
         let page = self.get(self.admin, "/admin/models").await.body;
         page["models"].as_array().unwrap().iter().find(|entry| entry["name"] == model).unwrap().clone()
+    }
+
+    /// The version that serves.
+    pub(crate) fn model(&self, name: &str) -> Arc<Model> {
+        self.running.models().get(name).unwrap()
     }
 
     /// Waits until `model` is served in `version`.
