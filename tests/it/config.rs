@@ -660,6 +660,7 @@ grace = "20s" # default
 
 [engine]
 slots = 4 # default
+max_held = 4 # default
 
 [admission]
 probe = true # default

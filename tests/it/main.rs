@@ -35,6 +35,7 @@ mod registry_tls;
 mod replay;
 mod rollout;
 mod rollout_loads;
+mod rollout_metrics;
 mod rollout_pins;
 mod server;
 mod shared_quota;
