@@ -51,8 +51,12 @@ impl Site {
             // Versions of `sum` answer differently, so that tests can tell them apart.
             text.push_str("\n[admission]\nreplay_rows = 0\n");
         }
-        text.push_str(
-            "\n[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\ndrain_delay = \"0s\"\n\
+        if !text.contains("[server]") {
+            text.push_str("\n[server]\n");
+        }
+        text = text.replace(
+            "[server]\n",
+            "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\ndrain_delay = \"0s\"\n\
              max_connections_per_address = 4096\n",
         );
         fs::create_dir_all(folder.path().join("registry")).unwrap();
