@@ -31,7 +31,8 @@ figures: lib/libonnxruntime servers ## what the tests can measure; BENCHMARKS.md
 check: lib/libonnxruntime ## format, lints, licences and advisories
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	$(CARGO) deny --version >/dev/null 2>&1 && $(CARGO) deny check || echo "cargo-deny is not installed: licences not checked"
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
+	else echo "cargo-deny is not installed: licences not checked"; fi
 
 bench: lib/libonnxruntime ## the figures of BENCHMARKS.md, measured side by side
 	$(CARGO) bench --locked --bench request
