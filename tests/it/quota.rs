@@ -195,7 +195,7 @@ async fn a_crash_costs_at_most_a_lease_and_never_gives_more() {
 const KILLED: fn() -> Plan = || rows_a_day(5000);
 
 #[test]
-#[ignore = "the process that the test below kills"]
+#[ignore = "child: of the test below, which kills it"]
 fn spends_until_it_is_killed() {
     let mut lines = std::io::stdin().lines().map(Result::unwrap);
     let (directory, key) = (PathBuf::from(lines.next().unwrap()), lines.next().unwrap());
