@@ -169,8 +169,8 @@ async fn what_is_admitted_above_the_quota_is_what_a_parted_gateway_used_unseen_a
     far.leads_to(&replica);
     is_back(&here).await;
     assert_eq!(bench.spend(&here, 1000).await, 700, "the store has forgotten a hundred");
-    far.becomes(Weather::Fair);
     is_down(&parted, &there).await;
+    far.becomes(Weather::Fair);
     is_back(&there).await;
     settle_until_heard(&there).await;
     for quota in [&here, &there] {
