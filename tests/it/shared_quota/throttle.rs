@@ -1,5 +1,8 @@
 //! Throttles that several gateways share: together they admit what the plan says, and no more.
 
+#![expect(clippy::print_stdout, reason = "a nightly run says what it counted")]
+#![expect(clippy::cast_precision_loss, reason = "counts and times of a test are far from the ends of their types")]
+
 use std::time::Duration;
 
 use modelgate::quota::{Enforcement, Exceeded, OnStoreDown, Plan, Refusal, Throttle};
@@ -287,6 +290,7 @@ fn taken_by_the_script(server: &Server, throttle: Throttle, steps: &[(u64, u64)]
 }
 
 /// The same by a bucket that counts tokens, in the plainest way there is.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole, and not below zero")]
 fn taken_by_a_plain_bucket(throttle: Throttle, steps: &[(u64, u64)]) -> Vec<u64> {
     let mut level = f64::from(throttle.burst);
     let take = |&(gap, want): &(u64, u64)| {
