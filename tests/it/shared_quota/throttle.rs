@@ -224,8 +224,8 @@ async fn check_long_run(url: String, gateways: usize, lease: Option<NonZeroU64>,
     let began = Instant::now();
     for (seed, quota) in all.iter().enumerate() {
         let (bench, quota) = (bench.clone(), Arc::clone(quota));
-        // Twice the rate, from all together.
-        let mean_gap = gateways as f64 / (2.0 * plan.rate);
+        // Eight times the rate, from all together: more than the burst and the rate of each gateway alone.
+        let mean_gap = gateways as f64 / (8.0 * plan.rate);
         running.spawn(async move {
             let mut random = fastrand::Rng::with_seed(seed as u64);
             let (mut admitted, mut next) = (0_u32, began);
