@@ -216,6 +216,13 @@ fn check_refused(csv: &str, expect: &[&str]) {
 #[test]
 fn every_mistake_of_a_key_file_is_told_at_once_and_none_shows_a_key() {
     check_refused("Name,Description\n", &["line 1: there is no column `Key`"]);
+    check_refused(
+        "Name,Key\r\n\r\n\r\nShort,key\r\n\nShort,key",
+        &[
+            "line 4: expected a key of 20 to 128 visible ASCII characters",
+            "line 6: expected a key of 20 to 128 visible ASCII characters",
+        ],
+    );
     let (_, ours) = create(&Keyring::new().open());
     check_refused(
         &format!(
@@ -279,6 +286,38 @@ async fn guessing_at_a_key_shuts_its_owner_out_nowhere_it_was_used_before() {
     assert!(keys.admit(good.expose_secret(), HOME, NOW).is_ok(), "all callers of a load balancer have one address");
     let (_, other) = create(&keys);
     assert!(keys.admit(other.expose_secret(), HOME, NOW).is_ok(), "a new key forgives");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_still_sends_a_key_that_has_ended_guesses_at_nothing() {
+    let keys = Keyring::new().open();
+    let (revoked, first) = create(&keys);
+    let (expired, second) = create(&keys);
+    keys.revoke(&revoked.id, NOW).unwrap();
+    keys.expire(&expired.id, Some(NOW)).unwrap();
+    for _ in 0..50 {
+        for key in [&first, &second] {
+            assert_eq!(keys.admit(key.expose_secret(), HOME, NOW).unwrap_err(), AuthError::Unknown);
+        }
+    }
+    let (_, newcomer) = create(&keys);
+    assert!(keys.admit(newcomer.expose_secret(), HOME, NOW).is_ok(), "others of the address are let in");
+}
+
+#[test]
+fn the_end_of_a_key_can_be_moved_until_it_is_revoked() {
+    let keys = Keyring::new().open();
+    let (record, key) = create(&keys);
+    let end = NOW + Duration::from_hours(1);
+    assert_eq!(keys.expire(&record.id, Some(end)).unwrap().expires, Some(end));
+    assert!(at(&keys, &key, end - Duration::from_millis(1)).is_ok() && at(&keys, &key, end).is_err());
+    assert_eq!(keys.expire(&record.id, None).unwrap().expires, None);
+    assert!(at(&keys, &key, end).is_ok(), "a key that has expired works again");
+    keys.revoke(&record.id, NOW).unwrap();
+    assert!(matches!(keys.expire(&record.id, None), Err(StoreError::Ended(_))));
+    assert!(matches!(keys.disable(&record.id, NOW), Err(StoreError::Ended(_))));
+    assert!(matches!(keys.set_scopes(&record.id, Scopes::All), Err(StoreError::Ended(_))));
+    assert_eq!(at(&keys, &key, NOW).unwrap_err(), AuthError::Unknown);
 }
 
 #[tokio::test]
