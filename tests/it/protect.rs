@@ -36,7 +36,7 @@ const POLICY: &str = "redact = [\"Num_of_Loan\", \"Annual_Income\", \"Occupation
 fn site(format: &str) -> Site {
     let site = Site::new(&format!(
         "[[model]]\nname = \"pipeline\"\nselect = \"version:1\"\n[plans.open]\n[drift]\nmin_rows = 20\nbaseline_rows = 20\n\
-         by_key = true\n[feedback]\n[capture]\nsink = \"file:{{folder}}/samples\"\nformat = \"{format}\"\n{POLICY}"
+         by_key = true\n[feedback]\n[capture]\nsink = \"file:{{folder}}/samples\"\nformat = \"{format}\"\nfailed = true\n{POLICY}"
     ));
     site.register("pipeline", 1, "pipeline");
     site
@@ -136,6 +136,9 @@ async fn told(site: &mut Site) -> Vec<(String, String)> {
         samples.iter().any(|(key, _)| !key.starts_with('_'))
             && samples.iter().any(|(key, _)| key.starts_with("_labels"))
     );
+    let has_failed =
+        |(key, bytes): &(String, Vec<u8>)| key.starts_with("_failed/") && read(key, bytes).contains(KEPT.1);
+    assert!(samples.iter().any(has_failed), "the failed request is kept as far as it may be");
     said.extend(samples.iter().map(|(key, bytes)| (key.clone(), read(key, bytes))));
     said.push(("replay".to_owned(), replay(&file, &id)));
     said
