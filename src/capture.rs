@@ -26,7 +26,7 @@ use self::spool::Spool;
 use self::upload::Uploader;
 use crate::model::{Features, Identity, Inputs, ModelName, Outputs};
 
-mod csv;
+pub(crate) mod csv;
 mod failed;
 mod jsonl;
 mod manifest;

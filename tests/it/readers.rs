@@ -42,8 +42,10 @@ async fn check(format: &str) {
     let gate = site.start("open").await;
     gate.serves("pipeline", 1).await;
     let mut rows: Vec<Value> = expected("pipeline").rows().take(50).collect();
-    rows[0]["Occupation"] = json!("Doctor, \"MD\"\nretired");
-    rows[1]["Occupation"] = json!("");
+    for (row, text) in rows.iter_mut().zip(["Doctor, retired", "", "the \"Doctor\"", "two\nlines", " outside ", "ção"])
+    {
+        row["Occupation"] = json!(text);
+    }
     let answer = gate.predict("pipeline", &json!(rows)).await;
     let id = answer.body["request_id"].as_str().unwrap().to_owned();
     let answers = answer.body["predictions"].as_array().unwrap();
