@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::process::Binary;
 use crate::support::fixtures::expected;
 use crate::support::s3::files;
-use crate::support::site::{Answer, Site};
+use crate::support::site::{Answer, Site, eventually};
 
 /// One canary in each class of features (long, double, text) under each policy that can be followed, and in a text whose
 /// bucket cannot be. A number's digits occur nowhere else.
@@ -114,7 +114,13 @@ async fn told(site: &mut Site) -> Vec<(String, String)> {
         let url = format!("http://{}{page}", gateway.admin);
         said.push((page.to_owned(), http.get(url).send().await.unwrap().text().await.unwrap()));
     }
-    // What waits on the disk while the sink has nothing yet.
+    // What waits on the disk while the sink has nothing yet: the answered request's segment, and the failed one's.
+    let spool = site.folder().join("data/spool");
+    let is_whole = |(name, bytes): &(String, Vec<u8>)| {
+        name.ends_with(".segment") && segment::read(bytes).is_some_and(|contents| !contents.samples.is_empty())
+    };
+    eventually("both samples on the disk", async || files(&spool).iter().filter(|file| is_whole(file)).count() == 2)
+        .await;
     gateway.signal("KILL");
     let (_, log) = gateway.ended().await;
     said.push(("the log".to_owned(), log));
