@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use aws_config::SdkConfig;
+use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::auth::ApiKeys;
+use crate::auth::{ApiKeys, PinTo};
 use crate::capture::sink::Sink;
 use crate::capture::{self, Capture};
 use crate::clock::Clock;
@@ -25,10 +26,10 @@ use crate::feedback::{self, Feedback, Keeper, Sender};
 use crate::manager::admission::probe;
 use crate::manager::history::History;
 use crate::manager::{Manager, Parts};
-use crate::metrics::{Metrics, cloudwatch};
+use crate::metrics::{Flusher, Metrics};
 use crate::model::runtime::Runtime;
 use crate::model::shadow::Comparer;
-use crate::model::{self, Models, orders, shadow};
+use crate::model::{self, Models, Target, held, orders, shadow};
 use crate::quota::Quota;
 use crate::registry::Registry;
 use crate::registry::cache::Cache;
@@ -42,6 +43,7 @@ mod demo;
 mod doctor;
 pub mod operate;
 pub mod replay;
+mod sinks;
 mod verify;
 
 pub use baseline::{BaselineSources, FeatureSource, baseline};
@@ -50,8 +52,9 @@ pub use doctor::doctor;
 pub use operate::operate;
 pub use verify::verify;
 
-/// How soon a key that was revoked in another process stops working here.
-const KEY_REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the key store is looked at: a change made in another process works here within a second, with time to spare
+/// for reading a million keys.
+const KEY_REFRESH_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How often what idle callers had set aside is given back.
 const SETTLE_INTERVAL: Duration = Duration::from_secs(1);
@@ -61,6 +64,9 @@ const CAPTURE_FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often drift is looked at: a few times in each step of the shortest window, and before each flush to CloudWatch.
 const DRIFT_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How often drift is written down: a kill costs the rows of so long.
+const DRIFT_SAVE_INTERVAL: Duration = Duration::from_mins(1);
 
 /// How long a stop waits for measurements and samples to be taken. Samples that are not stay on disk for the next start.
 const LAST_FLUSH: Duration = Duration::from_secs(15);
@@ -110,12 +116,15 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     let Surroundings { clock, seed } = surroundings;
     make_data_dir(&config.data_dir)?;
     let runtime = load_runtime(config.onnxruntime.clone()).await?;
-    let keys = Arc::new(ApiKeys::open(config.auth, &mut getrandom::fill)?);
-    let quota = Arc::new(Quota::open(config.quota)?);
+    let keys = ApiKeys::open(config.auth, &mut getrandom::fill)?.with_pins(config.pins);
+    let keys = Arc::new(keys);
+    let (tell, stays) = held::line();
+    tell.send_replace(who_stays(&keys, clock.now()));
+    let quota = Arc::new(Quota::open(config.quota, &mut getrandom::fill)?);
     // What samples may not hold, metrics may not show.
     let withheld = config.capture.as_ref().map(|capture| capture.protect.names()).unwrap_or_default();
     let metrics = Metrics::withholding(config.metrics, withheld);
-    let drift = Drift::new(config.drift);
+    let drift = Drift::open(config.drift, config.data_dir.join("drift.state"));
     let aws = Aws::default();
     let samples = config.capture.as_ref().map(|capture| capture.sink.clone());
     let (capture, capture_writer) = open_capture(config.capture, &aws, seed).await?;
@@ -134,6 +143,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
         publisher,
         drift: drift.clone(),
         inbox,
+        stays,
         history,
         clock: clock.clone(),
     };
@@ -178,9 +188,13 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     front.spawn("admin-listener", server::serve(admin, admin_routes, config.server, front.stopping()));
     back.spawn("registry", follow_registry(manager, seed, back.stopping()));
     back.spawn("shadow", compare(comparer, back.stopping()));
-    back.spawn("keys", refresh_keys(keys, back.stopping()));
+    back.spawn("keys", refresh_keys(keys, tell, clock.clone(), back.stopping()));
     back.spawn("usage", settle_usage(quota, clock.clone(), back.stopping()));
-    back.spawn("drift", follow_drift(drift, running.models.clone(), metrics.clone(), clock.clone(), back.stopping()));
+    back.spawn(
+        "drift",
+        follow_drift(drift.clone(), running.models.clone(), metrics.clone(), clock.clone(), back.stopping()),
+    );
+    back.spawn("drift-state", keep_drift(drift, clock.clone(), back.stopping()));
     if let Some((keeper, sender)) = labels {
         let accuracy = show_accuracy(feedback, running.models.clone(), metrics.clone(), back.stopping());
         back.spawn("accuracy", accuracy);
@@ -189,10 +203,8 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     if let Some(writer) = capture_writer {
         back.spawn("capture", write_samples(writer, clock.clone(), back.stopping()));
     }
-    if let Some(to) = config.cloudwatch {
-        let client = cloudwatch::client(aws.config().await);
-        let flusher = cloudwatch::Flusher::new(metrics, client, to.clone());
-        back.spawn("cloudwatch", send_metrics(flusher, to.interval, clock, back.stopping()));
+    for (name, interval, flusher) in sinks::open(config.sinks, &metrics, &aws, clock.now()).await? {
+        back.spawn(name, send_metrics(flusher, interval, clock.clone(), back.stopping()));
     }
     info!(data = %running.data, admin = %running.admin, onnxruntime = %runtime.version(), "listening on {}, admin on {}", running.data, running.admin);
     Ok(running)
@@ -398,12 +410,25 @@ async fn compare(mut comparer: Comparer, stop: CancellationToken) {
     }
 }
 
-async fn refresh_keys(keys: Arc<ApiKeys>, stop: CancellationToken) {
+/// What callers stay on, for the control plane.
+fn who_stays(keys: &ApiKeys, now: Timestamp) -> held::Asked {
+    let targets = |pinned: Vec<PinTo>| pinned.iter().map(Target::from).collect();
+    keys.pinned(now).into_iter().map(|(model, pinned)| (model, targets(pinned))).collect()
+}
+
+async fn refresh_keys(keys: Arc<ApiKeys>, tell: held::Teller, clock: Clock, stop: CancellationToken) {
     let mut pace = Pace::new(KEY_REFRESH_INTERVAL, stop);
     let mut healthy = true;
     while pace.next().await {
-        let keys = Arc::clone(&keys);
-        let refreshed = tokio::task::spawn_blocking(move || keys.refresh_once()).await;
+        let store = Arc::clone(&keys);
+        let refreshed = tokio::task::spawn_blocking(move || store.refresh_once()).await;
+        // Pins end by the clock, too, whether or not the store changes.
+        let asked = who_stays(&keys, clock.now());
+        tell.send_if_modified(|before| {
+            let changed = *before != asked;
+            *before = asked;
+            changed
+        });
         match refreshed {
             Ok(Ok(_)) => healthy = true,
             Ok(Err(error)) if healthy => {
@@ -439,17 +464,28 @@ async fn follow_drift(drift: Drift, models: Models, metrics: Metrics, clock: Clo
     while pace.next().await {
         let now = clock.now();
         drift.settle_once(now);
-        metrics.show_drift(&drift.reports(&models.snapshot(), now));
+        let served = models.snapshot();
+        metrics.show_drift(&drift.reports(&served, now));
+        metrics.show_served(served.iter().filter_map(|(_, entry)| entry.serving.as_ref()).map(|model| model.id()));
     }
 }
 
-async fn send_metrics(mut flusher: cloudwatch::Flusher, interval: Duration, clock: Clock, stop: CancellationToken) {
+/// Writes the windows down once a while, and once more after the last request.
+async fn keep_drift(drift: Drift, clock: Clock, stop: CancellationToken) {
+    let mut pace = Pace::new(DRIFT_SAVE_INTERVAL, stop);
+    while pace.next().await {
+        drift.save_once(clock.now()).await;
+    }
+    drift.save_once(clock.now()).await;
+}
+
+async fn send_metrics(mut flusher: Flusher, interval: Duration, clock: Clock, stop: CancellationToken) {
     let mut pace = Pace::new(interval, stop);
     while pace.next().await {
         flusher.flush_once(clock.now()).await;
     }
     if tokio::time::timeout(LAST_FLUSH, flusher.flush_once(clock.now())).await.is_err() {
-        warn!("CloudWatch did not take the last measurements in time; they are lost");
+        warn!("the last measurements were not taken in time; they are lost");
     }
 }
 

@@ -74,6 +74,8 @@ pub enum Code {
     Overloaded,
     /// No version is loaded yet.
     ModelNotReady,
+    /// The version the caller stays on is not loaded.
+    PinnedVersionUnavailable,
     /// Use cannot be recorded, so it cannot be allowed.
     QuotaUnavailable,
     /// The process is on its way out.
@@ -92,7 +94,7 @@ struct Entry {
 
 impl Code {
     /// Every code, in the order of the catalogue.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::MalformedJson,
         Self::MalformedRequest,
         Self::Unauthenticated,
@@ -114,6 +116,7 @@ impl Code {
         Self::ModelOutputInvalid,
         Self::Overloaded,
         Self::ModelNotReady,
+        Self::PinnedVersionUnavailable,
         Self::QuotaUnavailable,
         Self::ShuttingDown,
         Self::DeadlineExceeded,
@@ -144,6 +147,9 @@ impl Code {
             Self::ModelOutputInvalid => ("model_output_invalid", 500, "The model's answer is not usable", false),
             Self::Overloaded => ("overloaded", 503, "The gateway is busy", true),
             Self::ModelNotReady => ("model_not_ready", 503, "No version of the model is loaded yet", true),
+            Self::PinnedVersionUnavailable => {
+                ("pinned_version_unavailable", 503, "The version this caller stays on is not loaded", true)
+            }
             Self::QuotaUnavailable => ("quota_unavailable", 503, "Use cannot be recorded at the moment", true),
             Self::ShuttingDown => ("shutting_down", 503, "The gateway is shutting down", true),
             Self::DeadlineExceeded => ("deadline_exceeded", 504, "The answer took too long", true),
@@ -222,10 +228,14 @@ impl Code {
                 (StatusCode::TOO_MANY_REQUESTS, "Too Many Requests", Some("TooManyRequestsException"))
             }
             Self::QuotaExceeded => (StatusCode::TOO_MANY_REQUESTS, "Limit Exceeded", Some("LimitExceededException")),
-            Self::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "Request Too Long", None),
-            Self::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, "Endpoint request timed out", None),
+            Self::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "Request Too Long", Some("BadRequestException")),
+            Self::DeadlineExceeded => {
+                let error_type = Some("InternalServerErrorException");
+                (StatusCode::GATEWAY_TIMEOUT, "Endpoint request timed out", error_type)
+            }
             Self::Internal | Self::ModelOutputInvalid => {
-                (StatusCode::INTERNAL_SERVER_ERROR, "Internal server error", None)
+                let error_type = Some("InternalServerErrorException");
+                (StatusCode::INTERNAL_SERVER_ERROR, "Internal server error", error_type)
             }
             Self::MalformedJson
             | Self::MalformedRequest
@@ -238,6 +248,7 @@ impl Code {
             | Self::HeadersTooLarge
             | Self::Overloaded
             | Self::ModelNotReady
+            | Self::PinnedVersionUnavailable
             | Self::QuotaUnavailable
             | Self::ShuttingDown => return Gateway { status: self.status(), message: None, error_type: None },
         };
@@ -458,6 +469,11 @@ impl ApiError {
             NotServed::Unknown => Self::new(Code::NotFound, "there is no such model"),
             NotServed::NotReady => Self::new(Code::ModelNotReady, "no version of the model is loaded yet")
                 .about(About::RetryAfter(poll_interval)),
+            NotServed::NotHeld(target) => Self::new(
+                Code::PinnedVersionUnavailable,
+                format!("the key or its plan stays on {target} of this model, which is not loaded"),
+            )
+            .about(About::RetryAfter(poll_interval)),
             NotServed::Ambiguous => {
                 Self::new(Code::NotFound, "there is more than one model: use /models/{name}/predict")
             }

@@ -62,7 +62,7 @@ where
     head::check_media_type(&head.headers)?;
     let _in_flight = room.state.traffic.enter(room.config.max_in_flight).ok_or_else(ApiError::overloaded)?;
     // Labels are not charged, but no faster than the plan's rate.
-    let exceeded = limited(room, &caller, room.state.quota.take_token(&caller, room.state.clock.now()))?;
+    let exceeded = limited(room, &caller, room.state.quota.take_token(&caller, room.state.clock.now()).await)?;
     overlooked(room, &caller, exceeded);
     let body = body::read(body, room.config.max_body, room.config.body_timeout).await?;
     let Read { labels, mut errors } = read(&body, max_labels)?;

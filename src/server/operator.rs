@@ -12,7 +12,7 @@ use super::{State, Traffic};
 use crate::drift::report::Report;
 use crate::metrics::{Family, prometheus};
 use crate::model::rollout::{Counts, Rule};
-use crate::model::{Entry, ModelName, ModelSet, NotServed, Trial};
+use crate::model::{Entry, Held, ModelName, ModelSet, NotServed, Trial};
 use crate::quota::{Health, Use};
 use crate::{capture, feedback};
 
@@ -100,7 +100,7 @@ fn detailed_report(name: &ModelName, entry: &Entry) -> Value {
     report
 }
 
-fn model_report(name: &ModelName, Entry { serving, trial, status }: &Entry) -> Value {
+fn model_report(name: &ModelName, Entry { serving, trial, held, status }: &Entry) -> Value {
     let id = serving.as_ref().map(|model| model.id());
     json!({
         "name": name.as_str(),
@@ -114,13 +114,24 @@ fn model_report(name: &ModelName, Entry { serving, trial, status }: &Entry) -> V
         "pinned": status.pinned.map(|version| version.to_string()),
         "previous": status.previous.map(|version| version.to_string()),
         "quarantined": status.quarantined.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "held": held.iter().map(held_report).collect::<Vec<_>>(),
         "trial": trial.as_deref().map(trial_report),
+    })
+}
+
+fn held_report(held: &Held) -> Value {
+    let id = held.model.as_ref().map(|model| model.id());
+    json!({
+        "to": held.target.to_string(),
+        "version": id.map(|id| id.version.to_string()),
+        "digest": id.map(|id| id.digest.to_string()),
+        "trouble": held.trouble,
     })
 }
 
 fn trial_report(trial: &Trial) -> Value {
     let (strategy, challenger, share) = match trial.rule() {
-        Rule::Watch => ("watch", None, None),
+        Rule::Watch { .. } => ("watch", None, None),
         Rule::Canary { challenger, share } => ("canary", Some(challenger), Some(share)),
         Rule::Shadow { challenger, share, .. } => ("shadow", Some(challenger), Some(share)),
     };
@@ -130,6 +141,7 @@ fn trial_report(trial: &Trial) -> Value {
         "share": share.map(|share| share.get()),
         "serving": counts_report(&trial.serving.counts()),
         "challenger": challenger.map(|_| counts_report(&trial.challenger.counts())),
+        "before": challenger.is_none().then(|| counts_report(&trial.before.counts())),
     })
 }
 
@@ -231,7 +243,7 @@ fn feedback_families(counts: &feedback::Counts) -> [Family; 5] {
     ]
 }
 
-fn quota_families(health: &Health) -> [Family; 3] {
+fn quota_families(health: &Health) -> [Family; 4] {
     let labelled = |label, word: &str, count| (vec![(label, word.to_owned())], figure(count));
     let answered = health.calls.saturating_sub(health.failures);
     [
@@ -252,6 +264,12 @@ fn quota_families(health: &Health) -> [Family; 3] {
             help: "Charges decided without the shared quota store, because it could not be asked",
             counter: true,
             samples: vec![labelled("outcome", "lent", health.lent), labelled("outcome", "refused", health.refused)],
+        },
+        Family {
+            name: "modelgate_quota_lent_units",
+            help: "Rows or requests that were lent because the shared quota store could not be asked",
+            counter: true,
+            samples: vec![(Vec::new(), figure(health.lent_units))],
         },
     ]
 }
