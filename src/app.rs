@@ -144,6 +144,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
         runtime: runtime.clone(),
         publisher,
         drift: drift.clone(),
+        metrics: metrics.clone(),
         inbox,
         stays,
         history,

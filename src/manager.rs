@@ -19,13 +19,14 @@ use tracing::{info, warn};
 
 use crate::clock::Clock;
 use crate::drift::Drift;
+use crate::metrics::{Metrics, VersionEvent};
 use crate::model::features::Settings;
 use crate::model::held::{Listener, Target};
 use crate::model::loading::Loading;
 use crate::model::orders::{Answer, Event, Inbox, Kind, Operator, Order, Refused};
 use crate::model::outputs::Decision;
 use crate::model::runtime::Runtime;
-use crate::model::{Identity, Model, ModelName, Publisher, Status, Trial, Version};
+use crate::model::{Identity, Model, ModelName, Publisher, Status, Trial, Version, VersionTally};
 use crate::registry::cache::Cache;
 use crate::registry::{Fetched, Found, Registry, RegistryError, Select};
 
@@ -40,7 +41,7 @@ mod orders;
 pub mod policy;
 mod trial;
 
-use admission::{Admission, Verdict};
+use admission::{Admission, Outcome, Verdict};
 use held::Held;
 use history::{History, Mark, Refusal, Stance};
 use judge::Rollout;
@@ -116,6 +117,8 @@ pub struct Parts {
     pub publisher: Publisher,
     /// What watches the drift of what is published.
     pub drift: Drift,
+    /// Where what happens to versions is counted.
+    pub metrics: Metrics,
     /// What operators ask.
     pub inbox: Inbox,
     /// What callers stay on.
@@ -141,6 +144,7 @@ pub struct Manager {
     models: Vec<Followed>,
     retired: Vec<Arc<Model>>,
     drift: Drift,
+    metrics: Metrics,
     /// Outcomes to be written to the registry.
     tags: VecDeque<Tagged>,
     /// Versions on their way here, and the places for those that are worked at.
@@ -185,6 +189,7 @@ struct Followed {
     rules: Arc<str>,
     failed: Option<Failed>,
     verdict: Option<(Version, Arc<Verdict>)>,
+    tally: VersionTally,
     silent_since: Option<Timestamp>,
     /// What came instead of the last answer.
     silence: String,
@@ -295,7 +300,7 @@ impl Manager {
     /// # Errors
     /// When the history cannot be read.
     pub fn new(parts: Parts, config: Config) -> rusqlite::Result<Self> {
-        let Parts { registry, cache, runtime, publisher, drift, inbox, stays, history, clock } = parts;
+        let Parts { registry, cache, runtime, publisher, drift, metrics, inbox, stays, history, clock } = parts;
         let admission = Admission::new(config.admission, runtime, Some(cache.clone()), config.slots);
         let follow = |model: ModelConfig| {
             let rules = admission.rules(&model);
@@ -317,6 +322,7 @@ impl Manager {
             models,
             retired: Vec::new(),
             drift,
+            metrics,
             tags: VecDeque::new(),
             loads: FuturesUnordered::new(),
             places: Arc::new(Semaphore::new(loads::LOADS_AT_ONCE)),
@@ -417,20 +423,18 @@ impl Manager {
 
     /// Serves the version the registry wants at once if it is loaded; else it is begun to be brought.
     async fn bring(&mut self, index: usize, found: Found) {
-        match self.models[index].resident(&found) {
-            Some(resident) => self.switch(index, resident, Cause::Registry).await,
-            None => {
-                let source = Source::Found(found);
-                self.begin(Errand { index, seat: Seat::Serving, cause: Cause::Registry, source });
-            }
+        if let Some(resident) = self.models[index].resident(&found) {
+            return self.switch(index, resident, Cause::Registry).await;
         }
+        let source = Source::Found(found);
+        self.begin(Errand { index, seat: Seat::Serving, cause: Cause::Registry, source });
     }
 
     /// Acts upon what came of bringing a version.
     async fn finish(&mut self, brought: Brought) {
         let Brought { index, seat, cause, found, verdict, end } = brought;
         if let (Some(found), Some(verdict)) = (&found, verdict) {
-            self.models[index].verdict = Some((found.version, Arc::new(verdict)));
+            self.models[index].keep_verdict(found, verdict);
         }
         match seat {
             Seat::Serving => {
@@ -582,6 +586,8 @@ impl Manager {
     async fn note(&mut self, index: usize, event: Event, found: &Found, status: &'static str) {
         let name = self.models[index].config.name.clone();
         log(&name, &event);
+        *self.models[index].tally.events.entry(event.event).or_default() += 1;
+        self.count(&name, event.event);
         if self.write_back {
             if self.tags.len() == TAGS_WAITING {
                 self.tags.pop_front();
@@ -595,6 +601,18 @@ impl Manager {
             }
         };
         aside(record).await;
+    }
+
+    /// Counts for CloudWatch what an operator may want an alarm for.
+    fn count(&self, name: &ModelName, event: Kind) {
+        let event = match event {
+            Kind::Refused => VersionEvent::Refused,
+            Kind::RolledBack => VersionEvent::RolledBack,
+            Kind::Served | Kind::Tried | Kind::Kept | Kind::Withdrawn | Kind::Held | Kind::Pinned | Kind::Unpinned => {
+                return;
+            }
+        };
+        self.metrics.version_event(name, event);
     }
 
     /// Keeps on disk what is settled about a model.
@@ -637,6 +655,7 @@ impl Manager {
             stale_since: followed.silent_since,
             loading: followed.loading.clone(),
             verdict: followed.verdict.clone(),
+            tally: followed.tally.clone(),
             pinned: followed.stance.pin.map(Version),
             previous: followed.previous.as_ref().map(|candidate| candidate.found.version),
             quarantined: followed.stance.barred.iter().map(|barred| barred.mark.version()).collect(),
@@ -772,6 +791,7 @@ impl Followed {
             trial: None,
             failed: None,
             verdict: None,
+            tally: VersionTally::default(),
             silent_since: None,
             silence: String::new(),
             settled_until: None,
@@ -819,6 +839,17 @@ impl Followed {
             |wanted: &Found| self.serving.as_ref().is_some_and(|serving| policy::is_same(&serving.found, wanted));
         let taken_back = self.wanted.as_ref().is_some_and(|wanted| serves(wanted) && !policy::is_same(wanted, found));
         !(pinned_to_another || taken_back || self.wish.is_some() || self.keeps_out(found))
+    }
+
+    /// Keeps what came of a version that asked to serve.
+    fn keep_verdict(&mut self, found: &Found, verdict: Verdict) {
+        let count = match verdict.stopped_at().map(|rung| rung.outcome) {
+            None => &mut self.tally.admitted,
+            Some(Outcome::Undecided) => &mut self.tally.undecided,
+            Some(_) => &mut self.tally.refused,
+        };
+        *count += 1;
+        self.verdict = Some((found.version, Arc::new(verdict)));
     }
 
     fn challenger(&self) -> Option<&Loaded> {

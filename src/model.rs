@@ -211,6 +211,21 @@ pub struct Status {
     pub loading: Option<Arc<Loading>>,
     /// The version that asked to serve last, and what came of it.
     pub verdict: Option<(Version, Arc<Verdict>)>,
+    /// What happened since the gateway started.
+    pub tally: VersionTally,
+}
+
+/// How often what happened to versions of one model.
+#[derive(Clone, Debug, Default)]
+pub struct VersionTally {
+    /// By what happened.
+    pub events: BTreeMap<orders::Kind, u64>,
+    /// Versions that passed every rung.
+    pub admitted: u64,
+    /// Versions that were found unfit.
+    pub refused: u64,
+    /// Versions of which it could not be found out.
+    pub undecided: u64,
 }
 
 /// One configured model in a [`ModelSet`].

@@ -61,7 +61,7 @@ fn as_text(version: &str, verdict: &Verdict) -> String {
             Outcome::Refused => "REFUSED",
             Outcome::Undecided => "UNDECIDED",
         };
-        [outcome.to_owned(), format!("{:?}", rung.name).to_lowercase(), rung.detail.clone()]
+        [outcome.to_owned(), rung.name.as_str().to_owned(), rung.detail.clone()]
     };
     let rows: Vec<_> = verdict.rungs.iter().map(row).collect();
     format!(

@@ -367,6 +367,7 @@ pub(super) fn capture(
     let formats = [("parquet", Format::Parquet), ("jsonl", Format::Jsonl), ("csv", Format::Csv)];
     let format = s.defaulted("format", word(&formats, &[]));
     let rate = SamplingRate::new(s.defaulted("rate", number(0.0..=1.0)));
+    let failed = s.switch("failed");
     let protect = protect(&mut s);
     let spool_max_bytes = s.defaulted("spool_max", size(ByteSize::mib(1)..=ByteSize::tib(1)));
     let mut flush = s.section("flush");
@@ -379,6 +380,7 @@ pub(super) fn capture(
         format,
         rate: rate?,
         rates,
+        failed,
         flush_rows: flush_rows?,
         flush_age,
         protect,

@@ -255,7 +255,9 @@ impl Manager {
             Some(std::mem::replace(loaded, serving.clone()))
         });
         let doubles: Vec<_> = doubles.collect();
-        doubles.into_iter().for_each(|double| self.retire(Some(double)));
+        for double in doubles {
+            self.retire(Some(double));
+        }
     }
 
     /// From now on `loaded` answers those who stay on `target`.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 use super::infer::limit_report;
 use super::routes::{Answer, body_of, json_answer};
-use super::{State, Traffic};
+use super::{State, Traffic, versions};
 use crate::drift::report::Report;
 use crate::metrics::{Family, prometheus};
 use crate::model::loading::Loading;
@@ -82,6 +82,7 @@ fn key_report(used: &Use) -> Value {
 /// `GET /metrics`.
 pub(super) fn metrics(state: &State) -> Answer {
     let mut outside = traffic_families(&state.traffic);
+    outside.extend(versions::families(&state.models.snapshot(), state.clock.now()));
     outside.extend(capture_families(&state.capture.counts()));
     outside.extend(state.feedback.counts().iter().flat_map(feedback_families));
     outside.extend(state.quota.shared_store().iter().flat_map(quota_families));
@@ -287,6 +288,6 @@ fn quota_families(health: &Health) -> [Family; 4] {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
-fn figure(count: u64) -> f64 {
+pub(super) fn figure(count: u64) -> f64 {
     count as f64
 }

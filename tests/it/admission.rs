@@ -203,7 +203,11 @@ const INSIDE: &str = "admission::inside_the_confinement";
 
 /// Runs in a process of its own: what it tries there it can do nowhere else.
 #[test]
-#[ignore = "runs within the test below, in a process of its own"]
+#[ignore = "child: of the test below"]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it is told what to try by the test below, and tries it in a thread, too"
+)]
 fn inside_the_confinement() {
     let folder = PathBuf::from(std::env::var_os(INSIDE).unwrap());
     let outside = folder.parent().unwrap().join("secret");
