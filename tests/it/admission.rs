@@ -203,7 +203,7 @@ const INSIDE: &str = "admission::inside_the_confinement";
 
 /// Runs in a process of its own: what it tries there it can do nowhere else.
 #[test]
-#[ignore = "runs within the test below, in a process of its own"]
+#[ignore = "child: of the test below, which runs it in a process of its own"]
 #[expect(
     clippy::disallowed_methods,
     reason = "it is told what to try by the test below, and tries it in a thread, too"
