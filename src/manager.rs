@@ -8,9 +8,9 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
-use futures_util::stream::{self, FuturesUnordered};
+use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
@@ -21,7 +21,8 @@ use crate::clock::Clock;
 use crate::drift::Drift;
 use crate::metrics::{Metrics, VersionEvent};
 use crate::model::features::Settings;
-use crate::model::held::Listener;
+use crate::model::held::{Listener, Target};
+use crate::model::loading::Loading;
 use crate::model::orders::{Answer, Event, Inbox, Kind, Operator, Order, Refused};
 use crate::model::outputs::Decision;
 use crate::model::runtime::Runtime;
@@ -47,9 +48,6 @@ use judge::Rollout;
 pub use loader::Unfit;
 use loads::{Brought, Errand, Ground, Missed, Seat, Source};
 use policy::{Action, Failed, View};
-
-/// Models asked about at one time.
-const QUESTIONS_AT_ONCE: usize = 8;
 
 /// How often versions on trial are judged, and those that were replaced are looked at until their last request has left.
 const PULSE: Duration = Duration::from_millis(500);
@@ -185,12 +183,16 @@ struct Followed {
     held: Vec<Held>,
     /// Whether a version is on its way here to serve.
     is_loading: bool,
+    /// How far that one is.
+    loading: Option<Arc<Loading>>,
     /// What versions are admitted by: a refusal holds as long as this is the same.
     rules: Arc<str>,
     failed: Option<Failed>,
     verdict: Option<(Version, Arc<Verdict>)>,
     tally: VersionTally,
     silent_since: Option<Timestamp>,
+    /// What came instead of the last answer.
+    silence: String,
     settled_until: Option<Timestamp>,
     stance: Stance,
     wish: Option<Wish>,
@@ -361,24 +363,27 @@ impl Manager {
         self.reap();
         self.hear_who_stays();
         let mut round = Round::default();
-        let questions = self.ask();
-        for (index, answer) in self.attend(questions).await.into_iter().enumerate() {
+        let held = self.held_to_ask();
+        let questions = self.ask(&held);
+        let mut answers = self.attend(questions).await.into_iter();
+        for (index, answer) in answers.by_ref().take(self.models.len()).enumerate().collect::<Vec<_>>() {
             self.reconcile(index, answer, now, &mut round).await;
         }
-        self.reconcile_held(now).await;
+        for ((index, target, _), answer) in held.into_iter().zip(answers) {
+            self.hold(index, &target, answer, now).await;
+        }
         self.write_tags().await;
         round
     }
 
-    /// What the registry says of each model, in the order of the models.
-    fn ask(&self) -> impl Future<Output = Vec<Result<Found, RegistryError>>> + use<> {
-        let ask = |model: &Followed| {
-            let (registry, select) = (self.registry.clone(), model.select());
-            let registered_model = model.config.registered_model.clone();
-            async move { registry.resolve(&registered_model, &select).await }
-        };
-        let questions: Vec<_> = self.models.iter().map(ask).collect();
-        stream::iter(questions).buffered(QUESTIONS_AT_ONCE).collect()
+    /// What the registry says of each model, and then of what is held of them, in their order: one question for all.
+    fn ask(&self, held: &[(usize, Target, Select)]) -> impl Future<Output = Vec<Result<Found, RegistryError>>> + use<> {
+        let name = |index: usize| self.models[index].config.registered_model.clone();
+        let to_serve = self.models.iter().enumerate().map(|(index, model)| (name(index), model.select()));
+        let to_hold = held.iter().map(|(index, _, select)| (name(*index), select.clone()));
+        let wanted: Vec<_> = to_serve.chain(to_hold).collect();
+        let registry = self.registry.clone();
+        async move { registry.resolve_all(&wanted).await }
     }
 
     async fn reconcile(
@@ -434,6 +439,7 @@ impl Manager {
         match seat {
             Seat::Serving => {
                 self.models[index].is_loading = false;
+                self.models[index].loading = None;
                 let from = self.models[index].serving_version();
                 let arrived = self.arrive(index, &cause, found.as_ref(), end).await;
                 self.answer_wish(index, &cause, found, from, arrived).await;
@@ -647,6 +653,7 @@ impl Manager {
             aspired: followed.wanted.as_ref().map(|found| found.version),
             trouble: followed.trouble(),
             stale_since: followed.silent_since,
+            loading: followed.loading.clone(),
             verdict: followed.verdict.clone(),
             tally: followed.tally.clone(),
             pinned: followed.stance.pin.map(Version),
@@ -777,6 +784,7 @@ impl Followed {
             rules,
             held: Vec::new(),
             is_loading: false,
+            loading: None,
             wanted: None,
             serving: None,
             previous: None,
@@ -785,6 +793,7 @@ impl Followed {
             verdict: None,
             tally: VersionTally::default(),
             silent_since: None,
+            silence: String::new(),
             settled_until: None,
             stance,
             wish: None,
@@ -866,6 +875,7 @@ impl Followed {
 
     /// Says once that the registry fell silent, not at every round.
     fn not_heard(&mut self, error: &RegistryError, now: Timestamp) {
+        self.silence = error.to_string();
         if self.silent_since.is_none() {
             let name = &self.config.name;
             let meanwhile = if self.serving.is_some() { "what is served stays" } else { "nothing is served yet" };
@@ -886,7 +896,9 @@ impl Followed {
                 "version {} cannot be fetched or tried, {} attempts so far",
                 failed.found.version, failed.attempts
             )),
-            (None, None, None) if self.silent_since.is_some() => Some("the registry gives no answer".to_owned()),
+            (None, None, None) if self.silent_since.is_some() => {
+                Some(format!("the registry gives no version to serve: {}", self.silence))
+            }
             (None, None, None) => None,
         }
     }

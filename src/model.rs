@@ -14,6 +14,7 @@ use http::HeaderValue;
 
 pub mod features;
 pub mod held;
+pub mod loading;
 pub mod onnx_file;
 pub mod orders;
 pub mod outputs;
@@ -26,6 +27,8 @@ pub mod session;
 pub mod shadow;
 pub mod signature;
 pub mod verdict;
+
+use loading::Loading;
 
 pub use features::{Cell, Features, Inputs, InvalidInput};
 pub use held::{Held, Target};
@@ -204,6 +207,8 @@ pub struct Status {
     pub previous: Option<Version>,
     /// Versions that were rolled back and are not served again by themselves.
     pub quarantined: Vec<Version>,
+    /// The version on its way, if one is.
+    pub loading: Option<Arc<Loading>>,
     /// The version that asked to serve last, and what came of it.
     pub verdict: Option<(Version, Arc<Verdict>)>,
     /// What happened since the gateway started.

@@ -11,6 +11,7 @@ use super::routes::{Answer, body_of, json_answer};
 use super::{State, Traffic, versions};
 use crate::drift::report::Report;
 use crate::metrics::{Family, prometheus};
+use crate::model::loading::Loading;
 use crate::model::rollout::{Counts, Rule};
 use crate::model::{Entry, Held, ModelName, ModelSet, NotServed, Trial};
 use crate::quota::{Health, Use};
@@ -95,6 +96,7 @@ fn models_report(set: &ModelSet) -> Value {
 /// With what came of the version that asked to serve last; for operators only, because reasons may name files.
 fn detailed_report(name: &ModelName, entry: &Entry) -> Value {
     let mut report = model_report(name, entry);
+    report["loading"] = json!(entry.status.loading.as_deref().map(loading_report));
     if let Some((version, verdict)) = &entry.status.verdict {
         report["verdict"] = json!({ "version": version.to_string(), "rungs": verdict.rungs });
     }
@@ -117,6 +119,16 @@ fn model_report(name: &ModelName, Entry { serving, trial, held, status }: &Entry
         "quarantined": status.quarantined.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "held": held.iter().map(held_report).collect::<Vec<_>>(),
         "trial": trial.as_deref().map(trial_report),
+    })
+}
+
+fn loading_report(loading: &Loading) -> Value {
+    json!({
+        "version": loading.version().map(|version| version.to_string()),
+        "step": loading.step().as_str(),
+        "bytes": loading.bytes(),
+        "total": loading.total(),
+        "since": loading.since.to_string(),
     })
 }
 
