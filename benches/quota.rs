@@ -47,7 +47,7 @@ fn main() {
         ("shared, exact, 64 tasks", redis(NonZeroU64::new(1)), 64, 200_000),
     ];
     for (name, place, tasks, charges) in cases {
-        let quota = Arc::new(Quota::open(Config { store: place, plans: plans() }).unwrap());
+        let quota = Arc::new(Quota::open(Config { store: place, plans: plans() }, &mut getrandom::fill).unwrap());
         runtime.block_on(spend(&quota, &caller, tasks, 1000));
         let trips = || quota.shared_store().map_or(0, |health| health.calls);
         let (calls, cpu, began) = (trips(), cpu_seconds(), Instant::now());

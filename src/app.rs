@@ -9,25 +9,27 @@ use std::time::Duration;
 
 use anyhow::Context;
 use aws_config::SdkConfig;
+use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::auth::ApiKeys;
+use crate::auth::{ApiKeys, PinTo};
 use crate::capture::sink::Sink;
 use crate::capture::{self, Capture};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::drift::Drift;
+use crate::feedback::{self, Feedback, Keeper, Sender};
 use crate::manager::admission::probe;
 use crate::manager::history::History;
 use crate::manager::{Manager, Parts};
-use crate::metrics::{Metrics, cloudwatch};
+use crate::metrics::{Flusher, Metrics};
 use crate::model::runtime::Runtime;
 use crate::model::shadow::Comparer;
-use crate::model::{self, Models, orders, shadow};
+use crate::model::{self, Models, Target, held, orders, shadow};
 use crate::quota::Quota;
 use crate::registry::Registry;
 use crate::registry::cache::Cache;
@@ -41,6 +43,7 @@ mod demo;
 mod doctor;
 pub mod operate;
 pub mod replay;
+mod sinks;
 mod verify;
 
 pub use baseline::{BaselineSources, FeatureSource, baseline};
@@ -61,6 +64,9 @@ const CAPTURE_FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often drift is looked at: a few times in each step of the shortest window, and before each flush to CloudWatch.
 const DRIFT_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How often drift is written down: a kill costs the rows of so long.
+const DRIFT_SAVE_INTERVAL: Duration = Duration::from_mins(1);
 
 /// How long a stop waits for measurements and samples to be taken. Samples that are not stay on disk for the next start.
 const LAST_FLUSH: Duration = Duration::from_secs(15);
@@ -110,12 +116,19 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     let Surroundings { clock, seed } = surroundings;
     make_data_dir(&config.data_dir)?;
     let runtime = load_runtime(config.onnxruntime.clone()).await?;
-    let keys = Arc::new(ApiKeys::open(config.auth, &mut getrandom::fill)?);
-    let quota = Arc::new(Quota::open(config.quota)?);
-    let metrics = Metrics::new(config.metrics);
-    let drift = Drift::new(config.drift);
+    let keys = ApiKeys::open(config.auth, &mut getrandom::fill)?.with_pins(config.pins);
+    let keys = Arc::new(keys);
+    let (tell, stays) = held::line();
+    tell.send_replace(who_stays(&keys, clock.now()));
+    let quota = Arc::new(Quota::open(config.quota, &mut getrandom::fill)?);
+    // What samples may not hold, metrics may not show.
+    let withheld = config.capture.as_ref().map(|capture| capture.protect.names()).unwrap_or_default();
+    let metrics = Metrics::withholding(config.metrics, withheld);
+    let drift = Drift::open(config.drift, config.data_dir.join("drift.state"));
     let aws = Aws::default();
+    let samples = config.capture.as_ref().map(|capture| capture.sink.clone());
     let (capture, capture_writer) = open_capture(config.capture, &aws, seed).await?;
+    let (feedback, labels) = open_feedback(config.feedback, samples.as_ref(), &aws).await?;
     let (models, publisher) = model::published(config.manager.models.iter().map(|model| model.name.clone()));
     let cache = Cache::open(config.data_dir.join("cache")).context("cannot open the model cache")?;
     let registry = Registry::new(config.registry, http_client()?);
@@ -130,6 +143,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
         publisher,
         drift: drift.clone(),
         inbox,
+        stays,
         history,
         clock: clock.clone(),
     };
@@ -148,6 +162,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
         metrics: metrics.clone(),
         drift: drift.clone(),
         capture,
+        feedback: feedback.clone(),
         readiness: readiness.clone(),
         clock: clock.clone(),
         poll_interval,
@@ -173,16 +188,23 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     front.spawn("admin-listener", server::serve(admin, admin_routes, config.server, front.stopping()));
     back.spawn("registry", follow_registry(manager, seed, back.stopping()));
     back.spawn("shadow", compare(comparer, back.stopping()));
-    back.spawn("keys", refresh_keys(keys, back.stopping()));
+    back.spawn("keys", refresh_keys(keys, tell, clock.clone(), back.stopping()));
     back.spawn("usage", settle_usage(quota, clock.clone(), back.stopping()));
-    back.spawn("drift", follow_drift(drift, running.models.clone(), metrics.clone(), clock.clone(), back.stopping()));
+    back.spawn(
+        "drift",
+        follow_drift(drift.clone(), running.models.clone(), metrics.clone(), clock.clone(), back.stopping()),
+    );
+    back.spawn("drift-state", keep_drift(drift, clock.clone(), back.stopping()));
+    if let Some((keeper, sender)) = labels {
+        let accuracy = show_accuracy(feedback, running.models.clone(), metrics.clone(), back.stopping());
+        back.spawn("accuracy", accuracy);
+        back.spawn("labels", keep_labels(keeper, sender, clock.clone(), back.stopping()));
+    }
     if let Some(writer) = capture_writer {
         back.spawn("capture", write_samples(writer, clock.clone(), back.stopping()));
     }
-    if let Some(to) = config.cloudwatch {
-        let client = cloudwatch::client(aws.config().await);
-        let flusher = cloudwatch::Flusher::new(metrics, client, to.clone());
-        back.spawn("cloudwatch", send_metrics(flusher, to.interval, clock, back.stopping()));
+    for (name, interval, flusher) in sinks::open(config.sinks, &metrics, &aws, clock.now()).await? {
+        back.spawn(name, send_metrics(flusher, interval, clock.clone(), back.stopping()));
     }
     info!(data = %running.data, admin = %running.admin, onnxruntime = %runtime.version(), "listening on {}, admin on {}", running.data, running.admin);
     Ok(running)
@@ -301,6 +323,20 @@ async fn open_capture(
     Ok((capture, Some(writer)))
 }
 
+async fn open_feedback(
+    config: Option<feedback::Config>,
+    samples: Option<&capture::sink::Config>,
+    aws: &Aws,
+) -> anyhow::Result<(Feedback, Option<(Keeper, Option<Sender>)>)> {
+    let Some(config) = config else { return Ok((Feedback::off(), None)) };
+    let sink = match samples {
+        Some(samples) => Some(open_sink(samples, aws).await),
+        None => None,
+    };
+    let (feedback, keeper, sender) = feedback::open(config, sink)?;
+    Ok((feedback, Some((keeper, sender))))
+}
+
 async fn open_sink(config: &capture::sink::Config, aws: &Aws) -> Sink {
     match config {
         capture::sink::Config::Directory(folder) => Sink::Directory(folder.clone()),
@@ -374,12 +410,25 @@ async fn compare(mut comparer: Comparer, stop: CancellationToken) {
     }
 }
 
-async fn refresh_keys(keys: Arc<ApiKeys>, stop: CancellationToken) {
+/// What callers stay on, for the control plane.
+fn who_stays(keys: &ApiKeys, now: Timestamp) -> held::Asked {
+    let targets = |pinned: Vec<PinTo>| pinned.iter().map(Target::from).collect();
+    keys.pinned(now).into_iter().map(|(model, pinned)| (model, targets(pinned))).collect()
+}
+
+async fn refresh_keys(keys: Arc<ApiKeys>, tell: held::Teller, clock: Clock, stop: CancellationToken) {
     let mut pace = Pace::new(KEY_REFRESH_INTERVAL, stop);
     let mut healthy = true;
     while pace.next().await {
-        let keys = Arc::clone(&keys);
-        let refreshed = tokio::task::spawn_blocking(move || keys.refresh_once()).await;
+        let store = Arc::clone(&keys);
+        let refreshed = tokio::task::spawn_blocking(move || store.refresh_once()).await;
+        // Pins end by the clock, too, whether or not the store changes.
+        let asked = who_stays(&keys, clock.now());
+        tell.send_if_modified(|before| {
+            let changed = *before != asked;
+            *before = asked;
+            changed
+        });
         match refreshed {
             Ok(Ok(_)) => healthy = true,
             Ok(Err(error)) if healthy => {
@@ -415,17 +464,65 @@ async fn follow_drift(drift: Drift, models: Models, metrics: Metrics, clock: Clo
     while pace.next().await {
         let now = clock.now();
         drift.settle_once(now);
-        metrics.show_drift(&drift.reports(&models.snapshot(), now));
+        let served = models.snapshot();
+        metrics.show_drift(&drift.reports(&served, now));
+        metrics.show_served(served.iter().filter_map(|(_, entry)| entry.serving.as_ref()).map(|model| model.id()));
     }
 }
 
-async fn send_metrics(mut flusher: cloudwatch::Flusher, interval: Duration, clock: Clock, stop: CancellationToken) {
+/// Writes the windows down once a while, and once more after the last request.
+async fn keep_drift(drift: Drift, clock: Clock, stop: CancellationToken) {
+    let mut pace = Pace::new(DRIFT_SAVE_INTERVAL, stop);
+    while pace.next().await {
+        drift.save_once(clock.now()).await;
+    }
+    drift.save_once(clock.now()).await;
+}
+
+async fn send_metrics(mut flusher: Flusher, interval: Duration, clock: Clock, stop: CancellationToken) {
     let mut pace = Pace::new(interval, stop);
     while pace.next().await {
         flusher.flush_once(clock.now()).await;
     }
     if tokio::time::timeout(LAST_FLUSH, flusher.flush_once(clock.now())).await.is_err() {
-        warn!("CloudWatch did not take the last measurements in time; they are lost");
+        warn!("the last measurements were not taken in time; they are lost");
+    }
+}
+
+async fn show_accuracy(feedback: Feedback, models: Models, metrics: Metrics, stop: CancellationToken) {
+    let mut pace = Pace::new(DRIFT_INTERVAL, stop);
+    while pace.next().await {
+        let set = models.snapshot();
+        let serving = set.iter().filter_map(|(_, entry)| entry.serving.as_ref());
+        let figures = serving.filter_map(|model| Some((Arc::clone(model.id()), feedback.figures(model.id())?)));
+        metrics.show_accuracy(&figures.collect::<Vec<_>>());
+    }
+}
+
+/// Keeps answers and labels as they come, and sends labels to the sink; to the end, when no listener takes any more.
+async fn keep_labels(mut keeper: Keeper, mut sender: Option<Sender>, clock: Clock, stop: CancellationToken) {
+    let keep = async {
+        loop {
+            tokio::select! {
+                more = keeper.keep_once(|| clock.now()) => if !more { return },
+                () = stop.cancelled() => return,
+            }
+        }
+    };
+    let send = async {
+        let mut pace = Pace::new(CAPTURE_FLUSH_INTERVAL, stop.clone());
+        while pace.next().await {
+            if let Some(sender) = &mut sender {
+                sender.flush_once(clock.now(), false).await;
+            }
+        }
+    };
+    tokio::join!(keep, send);
+    keeper.keep_all(clock.now()).await;
+    if let Some(sender) = &mut sender
+        && tokio::time::timeout(LAST_FLUSH, sender.flush_once(clock.now(), true)).await.is_err()
+    {
+        warn!("labels could not be sent in time; they wait in data_dir for the next start");
     }
 }
 

@@ -7,6 +7,7 @@ mod import;
 mod key;
 mod lifecycle;
 mod pepper;
+mod pins;
 mod private;
 mod scope;
 pub(crate) mod store;
@@ -34,6 +35,7 @@ use store::StoredKey;
 pub use import::{ImportError, Imported, Mistake, Plans};
 pub use key::well_formed_id;
 pub use lifecycle::NewKey;
+pub use pins::{NoPin, Pin, PinTo, PlanPins, moment};
 pub use scope::{NoScope, Scope, Scopes};
 
 /// The name of a usage plan, as in `[plans.<name>]`.
@@ -82,6 +84,7 @@ pub struct Caller {
     pub account: KeyId,
     access: Access,
     scopes: Scopes,
+    pins: Vec<Pin>,
 }
 
 /// A key as its owner may see it.
@@ -231,6 +234,29 @@ pub enum StoreError {
         /// Its successor.
         by: KeyId,
     },
+    /// A pin that would hold for nobody.
+    #[error("the date {0} is past: give one to come")]
+    PinIsPast(Timestamp),
+    /// Every version that callers stay on takes memory.
+    #[error(
+        "no more than {room} versions of `{model}` are held for callers who stay (engine.max_held), and these are: {held}"
+    )]
+    NoRoomForPin {
+        /// The model.
+        model: String,
+        /// How many there may be.
+        room: usize,
+        /// What callers stay on already.
+        held: String,
+    },
+    /// Nothing to undo.
+    #[error("the key `{id}` is not pinned to a version of `{model}`")]
+    NotPinned {
+        /// The key.
+        id: KeyId,
+        /// The model.
+        model: String,
+    },
     /// Keys from elsewhere that cannot be taken over.
     #[error(transparent)]
     Import(#[from] ImportError),
@@ -253,6 +279,24 @@ impl Caller {
         }
     }
 
+    /// Whether this caller may label answers of `model`.
+    #[must_use]
+    pub fn may_label(&self, model: &str) -> bool {
+        let in_plan = match &self.access {
+            Access::All => true,
+            Access::Only(models) => models.contains(model),
+        };
+        in_plan && self.scopes.label(model)
+    }
+
+    /// Whether this caller may label any answers.
+    ///
+    /// # Errors
+    /// When its scopes do not name it.
+    pub fn may_label_any(&self) -> Result<(), AuthError> {
+        if self.scopes.label_any() { Ok(()) } else { Err(AuthError::OutOfScope) }
+    }
+
     /// Whether this caller may read its own usage.
     ///
     /// # Errors
@@ -265,6 +309,7 @@ impl Caller {
 /// Every key, in memory, as the store last had them.
 pub struct ApiKeys {
     plans: BTreeMap<PlanName, Access>,
+    plan_pins: PlanPins,
     pepper: Pepper,
     live: ArcSwap<LiveKeys>,
     attempts: Attempts,
@@ -280,6 +325,8 @@ struct LiveKeys {
     by_hash: HashMap<HashPrefix, LiveKey, RandomState>,
     /// Whether some were made elsewhere, and may have any form.
     has_imported: bool,
+    /// What any of them stays on, no longer than the key lives.
+    pins: Vec<Pin>,
 }
 
 /// Of a million keys two begin alike once in forty million stores, and then one of them is not found.
@@ -329,10 +376,14 @@ impl LiveKeys {
     }
 
     /// Takes `key` in. What `before` knew of its address stays known.
-    fn add(&mut self, key: StoredKey, plans: &BTreeMap<PlanName, Access>, before: &Self) {
+    fn add(&mut self, key: StoredKey, plans: &BTreeMap<PlanName, Access>, pins: &[Pin], before: &Self) {
         let StoredKey { record, hash } = key;
         self.has_imported |= record.imported;
         let known = before.find(&hash).map_or(0, |key| key.last_address.load(Ordering::Relaxed));
+        if record.revoked.is_none() {
+            let end = record.expires.unwrap_or(Timestamp::MAX);
+            self.pins.extend(pins.iter().map(|pin| Pin { until: pin.until.min(end), ..pin.clone() }));
+        }
         let live = LiveKey {
             hash,
             switch: match (record.revoked, record.disabled) {
@@ -342,7 +393,7 @@ impl LiveKeys {
             },
             expires: record.expires,
             last_address: known.into(),
-            caller: Arc::new(caller(record, plans)),
+            caller: Arc::new(Caller { pins: pins.to_vec(), ..caller(record, plans) }),
         };
         self.by_hash.insert(*prefix(&hash), live);
     }
@@ -377,6 +428,7 @@ fn caller(record: KeyRecord, plans: &BTreeMap<PlanName, Access>) -> Caller {
         account: record.account,
         access,
         scopes: record.scopes,
+        pins: Vec::new(),
     }
 }
 
@@ -399,6 +451,7 @@ impl ApiKeys {
         let store = Store { db, data_version: 0, generation: -1 };
         let keys = Self {
             plans: config.plans,
+            plan_pins: PlanPins::new(),
             pepper,
             live: ArcSwap::default(),
             attempts: Attempts::new(),
@@ -508,8 +561,10 @@ impl ApiKeys {
         let changed = generation != store.generation;
         if changed {
             let (mut live, before) = (LiveKeys::default(), self.live.load());
+            let pins = pins::read(&tx)?;
             for key in store::keys(&tx)? {
-                live.add(key, &self.plans, &before);
+                let pins = pins.get(&key.record.account).map_or(&[][..], Vec::as_slice);
+                live.add(key, &self.plans, pins, &before);
             }
             self.live.store(Arc::new(live));
             // Who was told that a key is none before it was read here is not made to wait for it.

@@ -180,6 +180,8 @@ pub struct Flushed {
     pub waiting: u64,
     /// Objects written.
     pub objects: u64,
+    /// Rows accepted meanwhile, because spooling goes on.
+    pub accepted: u64,
 }
 
 /// What keeps capture from being opened.
@@ -265,15 +267,16 @@ impl Writer {
     /// segments to the sink. A sink that is down is asked again when its wait is over, or if `all`. Goes on spooling
     /// while it waits for the sink.
     pub async fn flush_once(&mut self, now: Timestamp, all: bool) -> Flushed {
+        let mut accepted = 0;
         while all && !self.spooler.queue.is_empty() {
-            self.spooler.batch().await;
+            accepted += self.spooler.batch().await;
         }
         let Self { spooler, uploader } = self;
         let mut flushing = pin!(uploader.flush(now, all));
         loop {
             tokio::select! {
-                flushed = &mut flushing => return flushed,
-                Some(_) = spooler.step() => (),
+                flushed = &mut flushing => return Flushed { accepted, ..flushed },
+                Some(rows) = spooler.step() => accepted += rows,
             }
         }
     }

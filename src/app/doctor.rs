@@ -44,7 +44,7 @@ pub fn doctor(config: &Config) -> anyhow::Result<(String, bool)> {
         if let Some(capture) = &config.capture {
             findings.push(samples(&capture.sink, &aws).await);
         }
-        if let Some(to) = &config.cloudwatch {
+        if let Some(to) = &config.sinks.cloudwatch {
             findings.push(cloudwatch(&to.namespace, &aws).await);
         }
         let good = findings.iter().all(|finding| finding.found.is_ok());

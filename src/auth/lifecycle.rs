@@ -177,7 +177,7 @@ impl ApiKeys {
 }
 
 /// The key with this id. Who gives a whole key means its id; the error must not show the secret.
-fn find(tx: &rusqlite::Transaction<'_>, id: &str) -> Result<KeyRecord, StoreError> {
+pub(super) fn find(tx: &rusqlite::Transaction<'_>, id: &str) -> Result<KeyRecord, StoreError> {
     let known = key::parse(id).or_else(|| key::parse_id(id));
     let found = known.map(|id| store::key(tx, key::id_text(&id))).transpose()?.flatten();
     let shown = || key::parse_id(id).map_or("…", |_| id).to_owned();
@@ -220,7 +220,9 @@ pub(super) fn check_name(name: &str) -> Result<(), StoreError> {
     if fits && !name.chars().any(char::is_control) { Ok(()) } else { Err(StoreError::BadName) }
 }
 
-/// What the store keeps of a time.
+/// What the store keeps of a time. The last second there is has no milliseconds that can be read back.
 pub(super) fn to_millisecond(time: Timestamp) -> Timestamp {
-    Timestamp::from_millisecond(time.as_millisecond()).expect("a millisecond of a timestamp is a timestamp")
+    Timestamp::from_millisecond(time.as_millisecond())
+        .or_else(|_| Timestamp::from_second(time.as_second()))
+        .expect("a second of a timestamp is a timestamp")
 }

@@ -168,7 +168,7 @@ async fn the_queue_ends_with_the_last_capture() {
     drop(twin);
     assert_eq!(writer.spool_once().await, Some(2));
     assert_eq!(writer.spool_once().await, None);
-    assert_eq!(writer.flush_once(noon(), true).await, Flushed { stored: 2, waiting: 0, objects: 1 });
+    assert_eq!(writer.flush_once(noon(), true).await, Flushed { stored: 2, waiting: 0, objects: 1, accepted: 0 });
     assert_eq!(writer.counts(), Counts { sampled: 2, stored: 2, ..Counts::default() });
 }
 

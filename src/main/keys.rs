@@ -1,5 +1,6 @@
 //! `modelgate keys …`: the key store of one data directory, from the command line.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
@@ -8,7 +9,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::Subcommand;
 use jiff::{SignedDuration, Span, SpanRelativeTo, Timestamp};
-use modelgate::auth::{self, ApiKeys, KeyRecord, NewKey, Scope, Scopes};
+use modelgate::auth::{self, ApiKeys, KeyId, KeyRecord, NewKey, Pin, PinTo, Scope, Scopes};
 use secrecy::ExposeSecret as _;
 
 use super::{Place, print};
@@ -26,7 +27,7 @@ pub(super) enum Keys {
         /// How long it lives, such as 90d; for ever if left out
         #[arg(long, value_name = "TIME", value_parser = lifetime)]
         expires: Option<Span>,
-        /// What it may do: predict:MODEL, predict:* or usage:read; all that the plan allows if left out
+        /// What it may do: predict:MODEL, predict:*, feedback:MODEL, feedback:* or usage:read; all that the plan allows if left out
         #[arg(long = "scope", value_name = "SCOPE")]
         scopes: Vec<Scope>,
         #[command(flatten)]
@@ -75,12 +76,36 @@ pub(super) enum Keys {
     Scope {
         /// The key's id, as `keys list` shows it
         id: String,
-        /// predict:MODEL, predict:* or usage:read; or say --all
+        /// predict:MODEL, predict:*, feedback:MODEL, feedback:* or usage:read; or say --all
         #[arg(required_unless_present = "all", conflicts_with = "all")]
         scopes: Vec<Scope>,
         /// All that the plan allows
         #[arg(long)]
         all: bool,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Let a key stay on a version of a model until a date, while others move on
+    Pin {
+        /// The key's id, as `keys list` shows it
+        id: String,
+        /// The model's name
+        model: String,
+        /// A version's number, or @ALIAS for whatever that alias points at
+        #[arg(value_name = "VERSION|@ALIAS", value_parser = pin_to)]
+        version: PinTo,
+        /// From the beginning of this day (UTC) it goes the way of all; or a moment such as 2027-01-31T12:00:00Z
+        #[arg(long, value_name = "YYYY-MM-DD", value_parser = until)]
+        until: Timestamp,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Let a key go the way of all again
+    Unpin {
+        /// The key's id, as `keys list` shows it
+        id: String,
+        /// The model's name
+        model: String,
         #[command(flatten)]
         place: Place,
     },
@@ -123,6 +148,7 @@ struct Store {
     keys: ApiKeys,
     plans: Vec<String>,
     models: Vec<String>,
+    max_held: usize,
 }
 
 impl Place {
@@ -130,7 +156,8 @@ impl Place {
         let config = self.load()?;
         let plans = config.auth.plans.keys().map(ToString::to_string).collect();
         let models = config.manager.models.iter().map(|model| model.name.to_string()).collect();
-        Ok(Store { keys: ApiKeys::open(config.auth, &mut getrandom::fill)?, plans, models })
+        let keys = ApiKeys::open(config.auth, &mut getrandom::fill)?.with_pins(config.pins);
+        Ok(Store { keys, plans, models, max_held: config.manager.max_held })
     }
 }
 
@@ -143,7 +170,10 @@ impl Keys {
                 let expires = expires.map(|lifetime| after(now, lifetime)).transpose()?;
                 store.create(NewKey { name, plan, expires, scopes: Scopes::of(scopes) }, now)
             }
-            Self::List { place } => print(&table(&place.open()?.keys.list()?, now)),
+            Self::List { place } => {
+                let keys = place.open()?.keys;
+                print(&table(&keys.list()?, &keys.key_pins()?, now))
+            }
             Self::Rotate { id, overlap, place } => rotate(&place.open()?.keys, &id, overlap, now),
             Self::Disable { id, place } => {
                 let key = place.open()?.keys.disable(&id, now)?;
@@ -167,6 +197,17 @@ impl Keys {
                 let key = store.keys.set_scopes(&id, Scopes::of(scopes))?;
                 print(&format!("key {} ({}) may do: {}\n", key.id, key.name, scopes_text(&key.scopes)))
             }
+            Self::Pin { id, model, version, until, place } => {
+                let store = place.open()?;
+                store.check_model(&model)?;
+                let pin = Pin { model: model.into(), to: version, until };
+                let key = store.keys.pin(&id, &pin, store.max_held, now)?;
+                print(&format!("key {} ({}) stays on {} until {until}\n", key.id, key.name, pinned(&pin)))
+            }
+            Self::Unpin { id, model, place } => {
+                let key = place.open()?.keys.unpin(&id, &model)?;
+                print(&format!("key {} ({}) goes the way of all callers of {model} again\n", key.id, key.name))
+            }
             Self::Revoke { id, place } => {
                 let key = place.open()?.keys.revoke(&id, now)?;
                 print(&format!(
@@ -186,6 +227,13 @@ impl Keys {
 }
 
 impl Store {
+    /// Where models are written, it must be one of them; where none is, they are given when the gateway starts.
+    fn check_model(&self, model: &str) -> anyhow::Result<()> {
+        let known = self.models.is_empty() || self.models.iter().any(|known| known == model);
+        anyhow::ensure!(known, "there is no model `{model}`; configured are: {}", self.models.join(", "));
+        Ok(())
+    }
+
     /// The plan that was asked for, or the only one.
     fn plan(&self, asked: Option<String>) -> anyhow::Result<String> {
         match (asked, &self.plans[..]) {
@@ -285,13 +333,14 @@ fn after(now: Timestamp, span: Span) -> anyhow::Result<Timestamp> {
     now.checked_add(length).context("no calendar reaches that far")
 }
 
-const COLUMNS: usize = 7;
+const COLUMNS: usize = 8;
 
 /// Every key on a line. Names come last: who may use any letters may use some that are as wide as two.
-fn table(records: &[KeyRecord], now: Timestamp) -> String {
-    let head = ["ID", "PLAN", "SCOPES", "CREATED", "EXPIRES", "STATE", "NAME"].map(str::to_owned);
-    let rows: Vec<[String; COLUMNS]> =
-        [head].into_iter().chain(records.iter().map(|record| row(record, now))).collect();
+fn table(records: &[KeyRecord], pins: &BTreeMap<KeyId, Vec<Pin>>, now: Timestamp) -> String {
+    let head = ["ID", "PLAN", "SCOPES", "PINS", "CREATED", "EXPIRES", "STATE", "NAME"].map(str::to_owned);
+    let of = |record: &KeyRecord| pins.get(&record.account).map_or_else(String::new, |pins| pins_text(pins, now));
+    let rows = records.iter().map(|record| row(record, of(record), now));
+    let rows: Vec<[String; COLUMNS]> = [head].into_iter().chain(rows).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; COLUMNS] = std::array::from_fn(width);
     let mut text = String::new();
@@ -302,11 +351,12 @@ fn table(records: &[KeyRecord], now: Timestamp) -> String {
     text
 }
 
-fn row(record: &KeyRecord, now: Timestamp) -> [String; COLUMNS] {
+fn row(record: &KeyRecord, pins: String, now: Timestamp) -> [String; COLUMNS] {
     [
         record.id.to_string(),
         record.plan.clone(),
         scopes_text(&record.scopes),
+        if pins.is_empty() { "none".to_owned() } else { pins },
         day(record.created),
         expiry(record),
         state(record, now),
@@ -325,6 +375,32 @@ fn state(record: &KeyRecord, now: Timestamp) -> String {
         Some(by) => format!("{state}, replaced by {by}"),
         None => state,
     }
+}
+
+/// What a key stays on, without what is over.
+fn pins_text(pins: &[Pin], now: Timestamp) -> String {
+    let live = pins.iter().filter(|pin| now < pin.until);
+    live.map(|pin| format!("{} until {}", pinned(pin), day(pin.until))).collect::<Vec<_>>().join(", ")
+}
+
+fn pinned(Pin { model, to, .. }: &Pin) -> String {
+    match to {
+        PinTo::Version(version) => format!("{model}/{version}"),
+        PinTo::Alias(alias) => format!("{model}@{alias}"),
+    }
+}
+
+fn pin_to(text: &str) -> Result<PinTo, String> {
+    let written = match text.strip_prefix('@') {
+        Some(alias) => format!("alias:{alias}"),
+        None => format!("version:{text}"),
+    };
+    written.parse().map_err(|_| "expected a version's number such as 3, or an alias such as @stable".to_owned())
+}
+
+fn until(text: &str) -> Result<Timestamp, String> {
+    auth::moment(text)
+        .ok_or_else(|| "expected a day such as 2027-01-31, or a moment such as 2027-01-31T12:00:00Z".to_owned())
 }
 
 fn scopes_text(scopes: &Scopes) -> String {

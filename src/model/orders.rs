@@ -118,6 +118,8 @@ pub enum Kind {
     Withdrawn,
     /// It was left for the version before, and is barred.
     RolledBack,
+    /// It came to answer callers who stay on it.
+    Held,
     /// It stays until told otherwise.
     Pinned,
     /// It no longer stays.
@@ -135,6 +137,7 @@ impl Kind {
             Self::Kept => "kept",
             Self::Withdrawn => "withdrawn",
             Self::RolledBack => "rolled_back",
+            Self::Held => "held",
             Self::Pinned => "pinned",
             Self::Unpinned => "unpinned",
         }
@@ -150,6 +153,7 @@ impl Kind {
             Self::Kept,
             Self::Withdrawn,
             Self::RolledBack,
+            Self::Held,
             Self::Pinned,
             Self::Unpinned,
         ];

@@ -834,7 +834,7 @@ fn every_value_arrives_as_what_it_is() {
     assert_eq!(config.auth.store, Path::new("state/modelgate.db"));
     assert!(matches!(config.quota.store, Location::File(file) if file == config.auth.store));
     assert_eq!(config.metrics.max_series.get(), 2000);
-    assert_eq!(config.cloudwatch.unwrap().namespace, "ModelGate");
+    assert_eq!(config.sinks.cloudwatch.unwrap().namespace, "ModelGate");
     let otlp = config.telemetry.otlp.unwrap();
     assert_eq!((&*otlp.endpoint, &*otlp.service_name), ("http://me:hush@localhost:4318/v1/traces", "gate"));
     let capture = config.capture.unwrap();

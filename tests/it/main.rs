@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what a test cannot unwrap has failed it")]
 
 mod admission;
+mod artifacts;
 mod auth;
 mod canary;
 mod canary_suite;
@@ -12,18 +13,28 @@ mod config;
 mod conformance;
 mod dashboard;
 mod drift;
+mod drift_callers;
+mod durability;
+mod emf;
 mod errors;
+mod feedback;
 mod gate;
 mod keys;
 mod keys_figures;
 mod keys_load;
 mod mlflow;
 mod numeric;
+mod otlp;
 mod process;
+mod protect;
 mod quota;
 mod replay;
 mod rollout;
+mod rollout_loads;
+mod rollout_pins;
 mod server;
 mod shared_quota;
 mod support;
+mod swap;
 mod tidy;
+mod usage;

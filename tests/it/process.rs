@@ -38,7 +38,7 @@ impl Binary {
         Self::start(&mut Command::new(env!("CARGO_BIN_EXE_modelgate")), file, environment)
     }
 
-    fn start(command: &mut Command, file: &Path, environment: &[(&str, &str)]) -> Self {
+    pub(crate) fn start(command: &mut Command, file: &Path, environment: &[(&str, &str)]) -> Self {
         command
             .arg("serve")
             .arg("--config")

@@ -68,7 +68,7 @@ impl Bench {
     }
 
     async fn used(&self, quota: &Quota) -> u64 {
-        quota.usage(&self.caller, noon()).await.unwrap().used
+        quota.usage(&self.caller, noon()).await.unwrap().used.unwrap()
     }
 
     fn sql(&self) -> rusqlite::Connection {
@@ -85,7 +85,7 @@ impl Bench {
 
 fn open(directory: &Path, plan: Plan) -> Quota {
     let plans = BTreeMap::from([("test".into(), plan)]);
-    Quota::open(Config { store: Location::File(directory.join("store.db")), plans }).unwrap()
+    Quota::open(Config { store: Location::File(directory.join("store.db")), plans }, &mut getrandom::fill).unwrap()
 }
 
 fn keys(directory: &Path) -> ApiKeys {
@@ -330,7 +330,7 @@ async fn what_is_left_and_when_it_resets_is_told() {
     assert_eq!(week.resets_in, DAY * 6 + HOUR * 12);
     charge.commit();
     let usage = quota.usage(&bench.caller, noon()).await.unwrap();
-    assert_eq!((usage.used, usage.quota, usage.unit), (30, Some(limit), Unit::Rows));
+    assert_eq!((usage.used, usage.quota, usage.unit), (Some(30), Some(limit), Unit::Rows));
     assert_eq!(usage.resets_at, Some("2026-06-08T00:00:00Z".parse().unwrap()));
     assert_eq!(usage.standing.len(), 2);
 }
@@ -397,7 +397,9 @@ async fn a_plan_without_a_quota_never_touches_the_store() {
 #[tokio::test]
 async fn a_plan_that_is_not_configured_is_refused() {
     let bench = Bench::new(rows_a_day(1));
-    let quota = Quota::open(Config { store: Location::File(bench.store()), plans: BTreeMap::new() }).unwrap();
+    let quota =
+        Quota::open(Config { store: Location::File(bench.store()), plans: BTreeMap::new() }, &mut getrandom::fill)
+            .unwrap();
     assert_eq!(bench.reserve(&quota, 1).await.unwrap_err(), Refusal::NoPlan);
 }
 

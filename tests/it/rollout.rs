@@ -55,6 +55,15 @@ async fn ask_until_served(gate: &Gate, row: &Value, version: &str) {
     .await;
 }
 
+/// Waits until the registry has been asked in vain, and asked again with an answer.
+async fn a_round_passes(site: &Site, gate: &Gate) {
+    let away = site.folder().join("away");
+    std::fs::rename(site.registry(), &away).unwrap();
+    gate.says("sum", "silence", |status| !status["stale_since"].is_null()).await;
+    std::fs::rename(&away, site.registry()).unwrap();
+    gate.says("sum", "an answer", |status| status["stale_since"].is_null()).await;
+}
+
 /// Version 2, whose answers are 2000 plus the sum, is put into the registry and its alias moved there.
 fn put_second(site: &Site) {
     site.register_sum("sum", 2, 2000.0);
@@ -131,13 +140,13 @@ async fn what_an_operator_promotes_stays_until_the_registry_wants_something_new(
     let (mut site, gate) = serving("").await;
     site.register_sum("sum", 2, 2000.0);
     gate.order("sum", "promote", json!({ "version": "2" })).await;
-    // A round of the registry comes before the answer to an order that has to wait for one.
     assert_eq!(gate.order("sum", "promote", json!({ "version": "9" })).await.status, 409);
+    a_round_passes(&site, &gate).await;
     assert_eq!(gate.status("sum").await["version"], "2");
     gate.stop().await;
     let gate = site.start("open").await;
     gate.serves("sum", 2).await;
-    assert_eq!(gate.order("sum", "promote", json!({ "version": "9" })).await.status, 409);
+    a_round_passes(&site, &gate).await;
     assert_eq!(gate.status("sum").await["version"], "2");
     site.register_sum("sum", 3, 3000.0);
     site.promote("sum", 3);
@@ -180,6 +189,85 @@ async fn a_version_that_turns_bad_is_rolled_back_and_stays_out_across_a_restart(
     assert_eq!(gate.order("sum", "promote", json!({ "version": "2" })).await.status, 200);
     gate.serves("sum", 2).await;
     assert_eq!(gate.status("sum").await["quarantined"], json!([]));
+    gate.stop().await;
+}
+
+/// A version whose time grows with the largest `x` of a request; where it `is_fast`, with the smallest.
+fn register_counting(site: &Site, version: u64, is_fast: bool) {
+    site.register_changed("sum", version, "endless", |folder| {
+        let file = folder.join("model.onnx");
+        let mut bytes = std::fs::read(&file).unwrap();
+        if is_fast {
+            let at = bytes.windows(9).position(|window| window == b"ReduceMax").unwrap();
+            bytes[at..at + 9].copy_from_slice(b"ReduceMin");
+        }
+        std::fs::write(&file, bytes).unwrap();
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_that_turns_slow_is_rolled_back() {
+    let mut site = site("min_requests = 16");
+    register_counting(&site, 1, true);
+    register_counting(&site, 2, false);
+    site.promote("sum", 1);
+    let gate = site.start("open").await;
+    gate.serves("sum", 1).await;
+    site.promote("sum", 2);
+    gate.serves("sum", 2).await;
+    let quick = json!([{ "x": 1 }, { "x": 2 }]);
+    for _ in 0..24 {
+        assert_eq!(gate.predict("sum", &quick).await.status, 200);
+    }
+    assert_eq!(gate.status("sum").await["version"], "2", "as long as nobody asks what takes it long");
+    // The first takes one turn, the second some ten thousand.
+    ask_until_served(&gate, &json!([{ "x": 1 }, { "x": 30_000 }]), "1").await;
+    let status = gate.says("sum", "version 2 is barred", |status| status["quarantined"] == json!(["2"])).await;
+    assert!(status["trouble"].as_str().unwrap().contains("times as long as"), "{status}");
+    gate.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_version_is_not_tried_again_after_a_restart_until_what_it_is_judged_by_changes() {
+    let mut site = site("");
+    site.reword("replay_rows = 0", "replay_rows = 0\nmax_load_cpu = \"20s\"");
+    let tries = site.folder().join("tries");
+    site.count_tries(&tries);
+    let tried = || std::fs::read_to_string(&tries).unwrap_or_default().lines().count();
+    site.register_sum("sum", 1, 1000.0);
+    site.register("sum", 2, "not-finite");
+    site.register("sum", 3, "not-finite");
+    site.promote("sum", 1);
+    let gate = site.start("open").await;
+    gate.serves("sum", 1).await;
+    site.promote("sum", 2);
+    let refused = |version: u64| {
+        move |status: &Value| {
+            let start = format!("version {version} was refused");
+            status["trouble"].as_str().is_some_and(|trouble| trouble.starts_with(&start))
+        }
+    };
+    gate.says("sum", "a refusal", refused(2)).await;
+    assert_eq!(tried(), 2);
+    gate.stop().await;
+
+    let gate = site.start("open").await;
+    gate.says("sum", "a refusal that is remembered", refused(2)).await;
+    a_round_passes(&site, &gate).await;
+    // The same bytes under another number are known, too.
+    site.promote("sum", 3);
+    let status = gate.says("sum", "a refusal by bytes", refused(3)).await;
+    assert!(status["trouble"].as_str().unwrap().contains("the bytes of version 2"), "{status}");
+    assert_eq!((tried(), &status["version"]), (2, &json!("1")));
+    // An operator may have it tried again.
+    assert_eq!(gate.order("sum", "promote", json!({ "version": "2" })).await.status, 409);
+    assert_eq!(tried(), 3);
+    gate.stop().await;
+
+    site.reword("20s", "21s");
+    let gate = site.start("open").await;
+    eventually("another try under other rules", async || tried() == 4).await;
+    gate.says("sum", "a refusal", refused(3)).await;
     gate.stop().await;
 }
 
@@ -312,7 +400,7 @@ async fn a_full_shadow_line_sheds_and_counts() {
     let trial = Arc::new(Trial::new(Rule::Shadow { challenger, share: Share::ALL, tolerance: 0.0 }));
     publisher.put_on_trial(&serving.id().name, Some(Arc::clone(&trial)));
     let (shadow, mut comparer) = shadow::line();
-    let route = models.route(None, "anybody").unwrap();
+    let route = models.route(None, "anybody", |_| None).unwrap();
     let (inputs, told) = answered(&serving).await;
     for _ in 0..300 {
         shadow.offer(&route, "anybody", &inputs, &told);

@@ -11,6 +11,7 @@ use modelgate::auth::{self, Access, ApiKeys, PlanName};
 use modelgate::capture::Capture;
 use modelgate::clock::Clock;
 use modelgate::drift::{self, Drift};
+use modelgate::feedback::Feedback;
 use modelgate::metrics::{self, Metrics};
 use modelgate::model::{Models, Publisher, orders, published, shadow};
 use modelgate::quota::{self, Limit, Location, Period, Plan, Quota, Throttle};
@@ -166,7 +167,7 @@ fn quota(folder: &Path) -> Quota {
         ..Plan::default()
     };
     let plans = PLANS.map(PlanName::from).into_iter().zip([open, small]).collect();
-    Quota::open(quota::Config { store: Location::File(folder.join("gate.db")), plans }).unwrap()
+    Quota::open(quota::Config { store: Location::File(folder.join("gate.db")), plans }, &mut getrandom::fill).unwrap()
 }
 
 fn state(folder: &Path, keys: ApiKeys, models: Models) -> State {
@@ -187,6 +188,7 @@ fn state(folder: &Path, keys: ApiKeys, models: Models) -> State {
             by_key: false,
         }),
         capture: Capture::off(),
+        feedback: Feedback::off(),
         readiness: Readiness::default(),
         clock: Clock::system(),
         poll_interval: Duration::from_secs(30),
