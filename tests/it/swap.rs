@@ -237,15 +237,18 @@ fn register_counter(site: &Site, version: u8) {
         let at = bytes.windows(STEP.len()).position(|window| window == STEP).unwrap() + STEP.len() - 2;
         bytes[at..at + 4].copy_from_slice(&f32::from(version).to_le_bytes());
         fs::write(folder.join("model.onnx"), bytes).unwrap();
+        // Long enough for runs to be taken for long ones, which leave the threads that serve.
+        let example = json!({ "dataframe_split": { "columns": ["x"], "data": [[100_000.0]] } });
+        fs::write(folder.join("serving_input_example.json"), example.to_string()).unwrap();
     });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_version_that_is_replaced_while_it_runs_finishes_and_then_is_freed() {
-    const LONG: u32 = 2_000_000;
+async fn a_version_that_is_replaced_while_it_runs_stays_until_its_last_run_is_over() {
+    const ENDLESS: f64 = 1e17;
     let mut site = Site::new(
         "[plans.open]\n[[model]]\nname = \"count\"\nselect = \"alias:champion\"\n[engine]\nslots = 2\n\
-         [admission]\nprobe = false\nreplay_rows = 0\n",
+         [admission]\nprobe = false\nreplay_rows = 0\n[server]\ndeadline = \"60s\"\n",
     );
     for version in 1..=3 {
         register_counter(&site, version);
@@ -257,11 +260,11 @@ async fn a_version_that_is_replaced_while_it_runs_finishes_and_then_is_freed() {
     let mut busy = JoinSet::new();
     for _ in 0..2 {
         let client = gate.client();
-        busy.spawn(async move { client.predict("count", &json!({ "x": LONG })).await });
+        busy.spawn(async move { client.predict("count", &json!({ "x": ENDLESS })).await });
     }
     eventually("two long runs", async || {
         let page = gate.http.get(format!("http://{}/metrics", gate.admin)).send().await.unwrap().text().await.unwrap();
-        page.contains("modelgate_predictions_in_flight 2")
+        page.contains("modelgate_predictions_in_flight{} 2.0")
     })
     .await;
     // Version 1 is first the one before, and then one too many.
@@ -271,13 +274,10 @@ async fn a_version_that_is_replaced_while_it_runs_finishes_and_then_is_freed() {
         let answer = gate.predict("count", &json!({ "x": 10 })).await;
         assert_eq!(answer.body["prediction"].as_f64(), Some(10.0 * version as f64), "{}", answer.body);
     }
-    assert!(busy.try_join_next().is_none(), "invalid: the runs were over before the switch");
+    assert!(busy.try_join_next().is_none(), "a switch ended a run");
     assert!(first.strong_count() > 0, "freed under a run");
-    while let Some(answer) = busy.join_next().await {
-        let answer = answer.unwrap();
-        assert_eq!((answer.status, answer.body["version"].as_str()), (200, Some("1")), "{}", answer.body);
-        assert_eq!(answer.body["prediction"].as_f64(), Some(f64::from(LONG)));
-    }
+    // Callers who hang up end their runs.
+    busy.shutdown().await;
     eventually("version 1 out of memory", async || first.strong_count() == 0).await;
     gate.stop().await;
 }
