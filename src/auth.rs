@@ -317,12 +317,14 @@ pub struct ApiKeys {
 }
 
 /// Every key, those that have ended included: who still sends one of them is no guesser.
+///
+/// They are found by the first bytes of their keyed hash, not by the id in their text: a wrong secret under an id that
+/// exists is then looked for, and not found, just like one under an id that does not.
 #[derive(Default)]
 struct LiveKeys {
-    /// By the id in their text.
-    ours: HashMap<key::Id, LiveKey, RandomState>,
-    /// By the first bytes of their keyed hash: what their text looks like is their maker's business.
-    imported: HashMap<HashPrefix, LiveKey, RandomState>,
+    by_hash: HashMap<HashPrefix, LiveKey, RandomState>,
+    /// Whether some were made elsewhere, and may have any form.
+    has_imported: bool,
     /// What any of them stays on, no longer than the key lives.
     pins: Vec<Pin>,
 }
@@ -369,20 +371,15 @@ impl From<Refused> for AuthError {
 }
 
 impl LiveKeys {
-    fn find(&self, id: Option<key::Id>, hash: &Digest) -> Option<&LiveKey> {
-        match id {
-            Some(id) => self.ours.get(&id),
-            None => self.imported.get(prefix(hash)),
-        }
+    fn find(&self, hash: &Digest) -> Option<&LiveKey> {
+        self.by_hash.get(prefix(hash))
     }
 
     /// Takes `key` in. What `before` knew of its address stays known.
     fn add(&mut self, key: StoredKey, plans: &BTreeMap<PlanName, Access>, pins: &[Pin], before: &Self) {
         let StoredKey { record, hash } = key;
-        // What is no id can be no caller's: `key::parse` never yields it.
-        let Some(id) = key::parse_id(&record.id) else { return };
-        let id = (!record.imported).then_some(id);
-        let known = before.find(id, &hash).map_or(0, |key| key.last_address.load(Ordering::Relaxed));
+        self.has_imported |= record.imported;
+        let known = before.find(&hash).map_or(0, |key| key.last_address.load(Ordering::Relaxed));
         // Nobody shows a key that was revoked: what it stays on is held for nobody.
         let end = record.revoked.or(record.expires).unwrap_or(Timestamp::MAX);
         self.pins.extend(pins.iter().map(|pin| Pin { until: pin.until.min(end), ..pin.clone() }));
@@ -397,14 +394,11 @@ impl LiveKeys {
             last_address: known.into(),
             caller: Arc::new(Caller { pins: pins.to_vec(), ..caller(record, plans) }),
         };
-        match id {
-            Some(id) => drop(self.ours.insert(id, live)),
-            None => drop(self.imported.insert(*prefix(&live.hash), live)),
-        }
+        self.by_hash.insert(*prefix(&hash), live);
     }
 
     fn len(&self) -> usize {
-        self.ours.len() + self.imported.len()
+        self.by_hash.len()
     }
 }
 
@@ -516,13 +510,12 @@ impl ApiKeys {
     }
 
     fn verify<'l>(&self, live: &'l LiveKeys, key: &str, now: Timestamp) -> Result<&'l LiveKey, Refused> {
-        let id = key::parse(key);
-        let can_be_imported = !live.imported.is_empty() && import::is_key(key);
-        if id.is_none() && !can_be_imported {
+        let has_form = key::parse(key).is_some() || (live.has_imported && import::is_key(key));
+        if !has_form {
             return Err(Refused::Unknown);
         }
         let hash = self.pepper.digest(key);
-        let found = live.find(id, &hash);
+        let found = live.find(&hash);
         let expected = found.map_or(&[0; 32], |key| &key.hash);
         let matches = bool::from(hash.ct_eq(expected));
         let key = found.filter(|_| matches).ok_or(Refused::Unknown)?;

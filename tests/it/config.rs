@@ -1033,7 +1033,7 @@ fn a_key_is_made_listed_and_ended() {
     let id = key.split('_').nth(2).expect("the key's id").to_owned();
     let listed = || stdout(&folder, &["keys", "list", "--data-dir", "state"]);
     let line = listed().lines().nth(1).unwrap().to_owned();
-    assert!(line.starts_with(&id) && line.contains("active") && line.ends_with("shop"), "{line}");
+    assert!(line.starts_with(&id) && line.contains("  active  ") && line.ends_with("shop"), "{line}");
     let told = stdout(&folder, &["keys", "revoke", &id, "--data-dir", "state"]);
     assert!(told.starts_with(&format!("revoked key {id} (shop)")), "{told}");
     assert!(listed().lines().nth(1).unwrap().contains("revoked"), "{}", listed());

@@ -11,6 +11,7 @@ use futures_util::stream;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
 use jiff::Timestamp;
+use modelgate::auth::{Pin, PinTo};
 use modelgate::server::ErrorStyle;
 use serde_json::{Value, json};
 
@@ -109,6 +110,11 @@ async fn begin(gate: &Gate) -> Connection {
     connection
 }
 
+/// The id of the key in a header line.
+fn id_of(line: &str) -> &str {
+    &line["x-api-key: mg_live_".len()..][..10]
+}
+
 /// What the request itself is wrong with.
 async fn provoke_by_requests(provoked: &mut Provoked) {
     let gate = Gate::serving(provoked.config(), MODEL).await;
@@ -137,8 +143,7 @@ async fn provoke_by_requests(provoked: &mut Provoked) {
     provoked.note("quota_exceeded", ask(&gate, "POST", "/predict", &[small], FOUR_ROWS).await);
     assert_eq!(ask(&gate, "POST", "/predict", &[small], BODY).await.status, 200);
     provoked.note("rate_limited", ask(&gate, "POST", "/predict", &[small], BODY).await);
-    let id = &small["x-api-key: mg_live_".len()..][..10];
-    gate.keys.disable(id, Timestamp::UNIX_EPOCH).unwrap();
+    gate.keys.disable(id_of(small), Timestamp::UNIX_EPOCH).unwrap();
     provoked.note("forbidden", ask(&gate, "POST", "/predict", &[small], BODY).await);
     for _ in 0..10 {
         ask(&gate, "POST", "/predict", &["x-api-key: wrong"], "").await;
@@ -179,6 +184,9 @@ async fn provoke_by_states(provoked: &mut Provoked) {
 
     let gate = Gate::serving(gate::Config { body_timeout: SOON, ..provoked.config() }, MODEL).await;
     provoked.note("request_timeout", begin(&gate).await.answer().await);
+    let pin = Pin { model: MODEL.into(), to: PinTo::Version(9), until: Timestamp::MAX };
+    gate.keys.pin(id_of(&gate.key), &pin, 1, Timestamp::UNIX_EPOCH).unwrap();
+    provoked.note("pinned_version_unavailable", ask(&gate, "POST", "/predict", &[&gate.key], BODY).await);
     rusqlite::Connection::open(gate.store()).unwrap().execute_batch("ALTER TABLE usage RENAME TO gone").unwrap();
     provoked.note("quota_unavailable", ask(&gate, "POST", "/predict", &[&gate.small_key], BODY).await);
 

@@ -227,7 +227,8 @@ fn the_time_of_a_refusal_does_not_tell_what_was_wrong() {
     let texts = [forged(&key, 9), forged(&key, 12), forged(&key, 19), forged(&key, 50), disabled];
     times(&keys, &texts, ROUNDS / 10);
     let times = times(&keys, &texts, ROUNDS);
-    let mut worst = 0.0_f64;
+    // A disabled key is told from the others by its answer, and that only to who has all of it.
+    let (mut worst, alike) = (0.0_f64, 0..4);
     for (i, first) in times.iter().enumerate() {
         let mut sorted = first.clone();
         sorted.sort_unstable_by(f64::total_cmp);
@@ -235,10 +236,11 @@ fn the_time_of_a_refusal_does_not_tell_what_was_wrong() {
         for (j, second) in times.iter().enumerate().skip(i + 1) {
             let t = worst_t(first, second);
             println!("  against {}: t = {t:.2}", names[j]);
-            worst = worst.max(t.abs());
+            if alike.contains(&i) && alike.contains(&j) {
+                worst = worst.max(t.abs());
+            }
         }
     }
-    println!("the farthest t from zero: {worst:.2}");
-    // Which letters of a secret are right is the one thing that could be found out letter by letter.
-    assert!(worst_t(&times[2], &times[3]).abs() < 4.5, "how much of a secret is right shows in the time");
+    println!("the farthest t from zero, of those with one answer: {worst:.2}");
+    assert!(worst < 4.5, "the time tells what the answer does not");
 }
