@@ -14,6 +14,7 @@ mod emf;
 mod gate;
 mod keys;
 mod keys_figures;
+mod metrics_figures;
 mod mlflow;
 mod numeric;
 mod otlp;
