@@ -219,12 +219,16 @@ impl Series {
     /// How its measurements are to be read together.
     pub(super) fn kind(&self) -> Kind {
         match self {
-            Self::Latency(_) | Self::Prediction(_) | Self::FeatureValue(_) => Kind::Distribution,
-            Self::Psi(_) | Self::FeatureDrift(_) | Self::DriftedFeatures(_) | Self::MaxPsi(_) | Self::SampleRows(_) => {
-                Kind::Level
-            }
-            Self::Monitor { figure: Monitored::Data, .. } => Kind::Distribution,
-            Self::Monitor { figure: Monitored::BaselineDrift, .. } => Kind::Level,
+            Self::Latency(_)
+            | Self::Prediction(_)
+            | Self::FeatureValue(_)
+            | Self::Monitor { figure: Monitored::Data, .. } => Kind::Distribution,
+            Self::Psi(_)
+            | Self::FeatureDrift(_)
+            | Self::DriftedFeatures(_)
+            | Self::MaxPsi(_)
+            | Self::SampleRows(_)
+            | Self::Monitor { figure: Monitored::BaselineDrift, .. } => Kind::Level,
             Self::Requests(_)
             | Self::Errors(_)
             | Self::PredictionClass { .. }

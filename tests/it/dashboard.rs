@@ -158,9 +158,9 @@ async fn sent(mode: Mode) -> BTreeSet<Key> {
     let (window, by_key) = (Duration::from_hours(1), false);
     let drift = Drift::new(drift::Config { window, threshold: 0.1, min_rows: 200, baseline_rows: 300, by_key });
     drift.watch_parts(&model.id, &model.features, Ok(None));
-    for number in 0..700 {
+    for number in 0..700_u16 {
         let value = Raw::Float(f64::from(number % 10));
-        let (text, class) = (["x", "y"][number as usize % 2], i64::from(number % 2));
+        let (text, class) = (["x", "y"][usize::from(number % 2)], i64::from(number % 2));
         let inputs = model.inputs(&[&[("a", value), ("b", value), ("c", value), ("t", Raw::Text(text))]]);
         let answer = Prediction { value: Predicted::Integer(class), label: None, score: Some(f64::from(number % 9)) };
         let outputs = loans::outputs(vec![answer]);
