@@ -3,9 +3,9 @@
 //! Each version has a baseline of its own and a window of its own, so a swap is no drift. The baseline comes with the
 //! version, or is made of the first rows it is asked. Observing is a side door of the request path: it adds to counters
 //! and cannot fail. Whoever asks gets scores with their sample sizes, and what chance alone would make of them.
-//! Nothing is kept over a restart.
+//! Windows and live baselines outlast a restart in a file, as they were when it was last written.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use self::baseline::{Baseline, BaselineError, Subject};
 use self::builder::Builder;
 use self::learner::Learner;
 use self::report::{Judge, Report, Source};
+use self::state::{Saved, SavedSubject, State};
 use self::window::{Counted, Layout, Window};
 use crate::model::features::Feature;
 use crate::model::signature::Kind;
@@ -30,6 +31,7 @@ mod chi_square;
 mod learner;
 pub mod report;
 mod scores;
+mod state;
 mod statistics;
 pub mod table;
 mod window;
@@ -66,6 +68,8 @@ struct Shared {
     watched: ArcSwap<Vec<Arc<Watched>>>,
     /// Held by whoever changes the list.
     changes: Mutex<()>,
+    /// What outlasts a restart, if anything does.
+    state: Option<State>,
 }
 
 /// One version.
@@ -96,10 +100,32 @@ struct Known {
 }
 
 impl Drift {
-    /// Watches nothing yet.
+    /// Watches nothing yet, and forgets at a restart.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        Self(Arc::new(Shared { config, watched: ArcSwap::default(), changes: Mutex::new(()) }))
+        Self(Arc::new(Shared { config, watched: ArcSwap::default(), changes: Mutex::new(()), state: None }))
+    }
+
+    /// As [`new`](Self::new), with what an earlier process [saved](Self::save_once) in `file`. One that cannot be used is
+    /// set aside, which is logged.
+    #[must_use]
+    pub fn open(config: Config, file: PathBuf) -> Self {
+        let state = Some(State::open(file));
+        Self(Arc::new(Shared { config, watched: ArcSwap::default(), changes: Mutex::new(()), state }))
+    }
+
+    /// Writes down what there is to know at `now`, and waits until it is on the disk. A failure is logged, and costs what
+    /// was counted since the last time, should the process end.
+    pub async fn save_once(&self, now: Timestamp) {
+        let drift = self.clone();
+        let saving = tokio::task::spawn_blocking(move || {
+            if let Some(state) = &drift.0.state {
+                drift.settle_once(now);
+                state.save(drift.0.watched.load().iter().filter_map(|watched| watched.saved()).collect());
+            }
+        });
+        // A writer that broke has said so in the panic hook; the next one tries again.
+        _ = saving.await;
     }
 
     /// Watches `model` from now on, against the baseline in its `folder` if there is one.
@@ -112,7 +138,8 @@ impl Drift {
 
     /// As [`watch`](Self::watch), of a model taken apart.
     pub fn watch_parts(&self, id: &Arc<Identity>, features: &Features, found: Result<Option<Baseline>, BaselineError>) {
-        let watched = Arc::new(Watched::new(id, features.list(), found, &self.0.config));
+        let saved = self.0.state.as_ref().and_then(|state| state.claim(id));
+        let watched = Arc::new(Watched::new(id, features.list(), found, saved, &self.0.config));
         for trouble in &watched.trouble {
             tracing::warn!(model.name = %id.name, model.version = %id.version, "drift of `{}` version {}: {trouble}", id.name, id.version);
         }
@@ -215,6 +242,7 @@ impl Watched {
         id: &Arc<Identity>,
         features: &[Feature],
         found: Result<Option<Baseline>, BaselineError>,
+        saved: Option<Saved>,
         config: &Config,
     ) -> Self {
         let mut trouble = Vec::new();
@@ -226,8 +254,18 @@ impl Watched {
             trouble.push(format!("only the first {FEATURES_MAX} of {} features are watched", features.len()));
         }
         let features = &features[..features.len().min(FEATURES_MAX)];
-        let phase = Phase::new(features, &baseline.unwrap_or_default(), config, &mut trouble);
+        let mut phase = Phase::new(features, &baseline.unwrap_or_default(), config, &mut trouble);
+        if let Some(saved) = saved {
+            phase = phase.restored(features, saved, config);
+        }
         Self { id: Arc::downgrade(id), trouble, phase: ArcSwap::from_pointee(phase) }
+    }
+
+    /// What another process needs to go on; nothing of a version that is gone.
+    fn saved(&self) -> Option<Saved> {
+        let id = self.id.upgrade()?;
+        let phase = self.phase.load();
+        Some(Saved::of(&id, phase.learner.is_none(), phase.saved(), phase.window.saved()))
     }
 
     /// Whether this is that very identity, not merely an equal one.
@@ -242,7 +280,7 @@ impl Phase {
         let by_name = baseline.by_name();
         let stored = |feature: &Feature| {
             let subject = baseline.subject_of(feature, &by_name)?;
-            let fits = matches!(subject.axis, Axis::Texts(_)) == (feature.kind == Kind::Text);
+            let fits = subject.is_of(feature.kind);
             if !fits {
                 trouble.push(format!(
                     "the baseline has `{}` as another type; its first rows are its baseline instead",
@@ -276,6 +314,41 @@ impl Phase {
         let features = self.features.iter().zip(learned.features).map(|(known, learned)| either(known, learned));
         let (prediction, score) = (either(&self.prediction, learned.prediction), either(&self.score, learned.score));
         Self::of(features.collect(), prediction, score, None, config)
+    }
+
+    /// As an earlier process left it, if that compared with the same baseline; else as it is.
+    fn restored(self, features: &[Feature], saved: Saved, config: &Config) -> Self {
+        let Saved { is_learned, subjects, window, .. } = saved;
+        let Some(learned) = self.learned_before(features, subjects) else { return self };
+        let restored = if is_learned { self.after(learned, config) } else { self };
+        restored.window.restore(window);
+        restored
+    }
+
+    /// What an earlier process learned, if all that it did not learn is as it is here.
+    fn learned_before(&self, features: &[Feature], saved: Vec<Option<SavedSubject>>) -> Option<learner::Learned> {
+        let ours = self.saved();
+        if ours.len() != saved.len() {
+            return None;
+        }
+        let learned = |(ours, saved): (Option<SavedSubject>, Option<SavedSubject>)| match (ours, saved) {
+            (None, Some(saved)) => saved.live().map(Some),
+            (ours, saved) => (ours == saved).then_some(None),
+        };
+        let mut learned: Vec<Option<Subject>> = ours.into_iter().zip(saved).map(learned).collect::<Option<_>>()?;
+        let (score, prediction) = (learned.pop()?, learned.pop()?);
+        let is_same = |(feature, subject): (&Feature, &Option<Subject>)| {
+            subject.as_ref().is_none_or(|subject| subject.name == feature.name && subject.is_of(feature.kind))
+        };
+        let is_same = features.iter().zip(&learned).all(is_same);
+        is_same.then_some(learner::Learned { features: learned, prediction, score })
+    }
+
+    /// What is known, in the order of [`Saved::subjects`].
+    fn saved(&self) -> Vec<Option<SavedSubject>> {
+        let all = self.features.iter().chain([&self.prediction, &self.score]);
+        let saved = |known: &Known| SavedSubject::of(&known.subject, known.source == Source::Live);
+        all.map(|known| known.as_ref().map(saved)).collect()
     }
 
     fn of(

@@ -23,6 +23,7 @@ use self::totals::Totals;
 use self::vocabulary::Vocabularies;
 use self::window::{Codes, Measured, OK, Window};
 use crate::drift::report::Report;
+use crate::feedback::tally::Figures;
 use crate::model::{Features, Identity, Inputs, Model, ModelName, Outputs, Version};
 
 pub use self::delivery::Mode;
@@ -64,6 +65,8 @@ pub struct Metrics(Arc<Shared>);
 struct Shared {
     stripes: Box<[Stripe]>,
     vocabularies: Vocabularies,
+    /// Features whose values are not measured.
+    withheld: Vec<String>,
     gathered: Mutex<Gathered>,
 }
 
@@ -74,6 +77,15 @@ pub enum PlanLimit {
     Throttle,
     /// The quota.
     Quota,
+}
+
+/// What happens to versions that an operator may want an alarm for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VersionEvent {
+    /// One was found unfit.
+    Refused,
+    /// One was left for the one before.
+    RolledBack,
 }
 
 /// One place to write. Aligned so that two threads on two stripes do not share a cache line.
@@ -101,6 +113,8 @@ struct Gathered {
     totals: Totals,
     /// The drift that was last seen. No larger than the totals, where each of its series has a place.
     drift: BTreeMap<Series, f64>,
+    /// The accuracy that was last seen, likewise.
+    accuracy: BTreeMap<Series, f64>,
     /// The version of each model that served when somebody last looked.
     served: BTreeMap<ModelName, Version>,
     /// One for each [`Flusher`]: as many as there are sinks in the configuration.
@@ -124,15 +138,24 @@ impl Metrics {
     /// Nothing measured yet.
     #[must_use]
     pub fn new(config: Config) -> Self {
+        Self::withholding(config, Vec::new())
+    }
+
+    /// As [`new`](Self::new); of the features `withheld`, by the model's or the callers' name for them, gaps are counted and
+    /// no value is measured.
+    #[must_use]
+    pub fn withholding(config: Config, withheld: Vec<String>) -> Self {
         let max_series = config.max_series.get();
         // Twice the threads that can run, so that two of them seldom share a stripe.
         let stripes = 2 * thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Self(Arc::new(Shared {
             stripes: (0..stripes).map(|_| Stripe::default()).collect(),
+            withheld,
             vocabularies: Vocabularies::new(config.max_categories.get(), max_series),
             gathered: Mutex::new(Gathered {
                 totals: Totals::new(max_series),
                 drift: BTreeMap::new(),
+                accuracy: BTreeMap::new(),
                 served: BTreeMap::new(),
                 deliveries: Vec::new(),
             }),
@@ -207,20 +230,41 @@ impl Metrics {
         }
     }
 
+    /// Shows the accuracy of what is served, in place of what was shown before; to the sinks it goes as drift does.
+    pub fn show_accuracy(&self, versions: &[(Arc<Identity>, Figures)]) {
+        let mut gathered = self.gather();
+        let Gathered { totals, accuracy, .. } = &mut *gathered;
+        accuracy.clear();
+        for (id, figures) in versions {
+            let series = gauges::of_labels(id, figures).into_iter();
+            accuracy.extend(series.filter(|(series, figure)| totals.add(id, series, &Histogram::of(*figure, 1))));
+        }
+    }
+
     /// One request that passed a limit of `plan`, refused or, in a dry run, not.
     pub fn limit_passed(&self, plan: &Arc<str>, limit: PlanLimit) {
         *self.stripe().lock().limits.entry((Arc::clone(plan), limit)).or_default() += 1;
+    }
+
+    /// Something that happened to a version of `model`, for CloudWatch. Prometheus reads it from what is published.
+    pub fn version_event(&self, model: &ModelName, event: VersionEvent) {
+        let model = model.clone();
+        let series = match event {
+            VersionEvent::Refused => Series::VersionsRefused(model),
+            VersionEvent::RolledBack => Series::Rollbacks(model),
+        };
+        self.gather().keep(&series, &Histogram::of(1.0, 1));
     }
 
     /// The Prometheus page: our own totals, then `outside`.
     #[must_use]
     pub fn render(&self, outside: &[Family]) -> String {
         let gathered = self.gather();
-        let (totals, drift) = (gathered.totals.clone(), gathered.drift.clone());
+        let (totals, standing) = (gathered.totals.clone(), gathered.standing());
         let flushed: Vec<_> = gathered.deliveries.iter().map(Delivery::so_far).collect();
         // Writing the page takes longer than copying the figures; nobody need wait for it.
         drop(gathered);
-        prometheus::page(totals, &drift, &flushed, outside)
+        prometheus::page(totals, &standing, &flushed, outside)
     }
 
     /// From now on, what is measured is also kept for a sink until it is [taken](Self::take_pending).
@@ -233,8 +277,8 @@ impl Metrics {
     /// What was measured since last time, for one sink.
     fn take_pending(&self, place: Place) -> Pending {
         let mut gathered = self.gather();
-        let Gathered { drift, deliveries, .. } = &mut *gathered;
-        deliveries[place.0].take(drift)
+        let standing = gathered.standing();
+        gathered.deliveries[place.0].take(&standing)
     }
 
     /// Notes what a flush did.
@@ -253,7 +297,7 @@ impl Metrics {
             drop(self.gather());
             fresh = self.stripe().lock();
         }
-        let mut window = Window::new(id, features, &self.0.vocabularies);
+        let mut window = Window::new(id, features, &self.0.vocabularies, &self.0.withheld);
         write(&mut window);
         fresh.windows.push(window);
     }
@@ -283,6 +327,11 @@ impl Metrics {
 }
 
 impl Gathered {
+    /// The figures that stand as they are until the next look.
+    fn standing(&self) -> BTreeMap<Series, f64> {
+        self.drift.iter().chain(&self.accuracy).map(|(series, figure)| (series.clone(), *figure)).collect()
+    }
+
     fn absorb(&mut self, measured: Measured) {
         let refused = self.totals.refused();
         for (series, values) in measured.series {

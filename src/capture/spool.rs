@@ -31,6 +31,10 @@ const OPEN_MAX: usize = 64;
 /// A segment is closed at this size whatever its rows, because it is read and turned into Parquet in memory.
 const SEGMENT_MAX_BYTES: u64 = 8 << 20;
 
+/// No more of a segment is read: to its size when it is closed the last batch adds its own and one large record. What is
+/// behind that in a file that a disk or a person made larger is none of ours.
+const READ_MAX_BYTES: u64 = 128 << 20;
+
 /// The spool's folder. One process owns it at a time.
 #[derive(Debug)]
 pub struct Spool {
@@ -201,7 +205,8 @@ impl Spool {
 
     /// Notes how many rows a segment of an earlier process has; `false` when that is known already.
     pub fn set_rows(&mut self, path: &Path, rows: u64) -> bool {
-        let unread = |segment: &&mut Closed| *segment.path == *path && segment.rows.is_none();
+        // In this order, because comparing paths is slow and there may be ten thousand.
+        let unread = |segment: &&mut Closed| segment.rows.is_none() && *segment.path == *path;
         self.files.closed.iter_mut().find(unread).map(|segment| segment.rows = Some(rows)).is_some()
     }
 
@@ -407,8 +412,10 @@ pub fn id_in_name(path: &Path) -> Option<u64> {
 /// # Errors
 /// When the file is gone or cannot be read.
 pub fn read(segment: &Closed) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(&segment.path)?.take(segment.bytes).read_to_end(&mut bytes)?;
+    let length = segment.bytes.min(READ_MAX_BYTES);
+    // Ahead of reading, because a buffer that grows is as large again.
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
+    File::open(&segment.path)?.take(length).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

@@ -20,6 +20,7 @@ pub(super) fn config(folder: &std::path::Path) -> Config {
         format: Format::Parquet,
         rate: SamplingRate::ALL,
         rates: BTreeMap::new(),
+        failed: false,
         flush_rows: NonZeroU32::new(10_000).unwrap(),
         flush_age: Duration::from_mins(1),
         protect: Policy::default(),
@@ -168,7 +169,7 @@ async fn the_queue_ends_with_the_last_capture() {
     drop(twin);
     assert_eq!(writer.spool_once().await, Some(2));
     assert_eq!(writer.spool_once().await, None);
-    assert_eq!(writer.flush_once(noon(), true).await, Flushed { stored: 2, waiting: 0, objects: 1 });
+    assert_eq!(writer.flush_once(noon(), true).await, Flushed { stored: 2, waiting: 0, objects: 1, accepted: 0 });
     assert_eq!(writer.counts(), Counts { sampled: 2, stored: 2, ..Counts::default() });
 }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::Mutex as Turn;
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
@@ -20,7 +21,7 @@ use crate::model::Digest;
 
 use super::manifest::{Ledger, Listed};
 use super::queue::Queue;
-use super::segment::{self, Header, Schema};
+use super::segment::{self, Header, Schema, ValueKind};
 use super::sink::{PutError, Sink};
 use super::spool::{self, Closed, Spool};
 use super::{Flushed, Format, blocking, csv, jsonl, parquet};
@@ -38,6 +39,9 @@ pub(super) struct Uploader {
     queue: Arc<Queue>,
     health: Health,
     ledger: Mutex<Ledger>,
+    /// Held while a segment is converted, which takes some ten times its size: one at a time keeps up with any sink, and
+    /// four would take the memory of four.
+    conversion: Turn<()>,
 }
 
 /// Segments to be sent in one go, and what came of them.
@@ -81,7 +85,7 @@ enum Unusable {
 impl Uploader {
     pub(super) fn new(sink: Sink, format: Format, spool: Arc<Mutex<Spool>>, queue: Arc<Queue>, seed: u64) -> Self {
         let ledger = Mutex::new(Ledger::new(seed));
-        Self { sink, format, spool, queue, health: Health::new(seed), ledger }
+        Self { sink, format, spool, queue, health: Health::new(seed), ledger, conversion: Turn::default() }
     }
 
     /// Closes what is due and sends what is closed. May be dropped half-way: what is not settled is sent again.
@@ -172,7 +176,8 @@ impl Uploader {
     /// Reads a segment and makes its object.
     async fn prepare(&self, segment: &Closed) -> Result<Object, Unusable> {
         let (segment, format) = (segment.clone(), self.format);
-        let object = spawn_blocking(move || object_of(&spool::read(&segment)?, format));
+        let _turn = self.conversion.lock().await;
+        let object = spawn_blocking(move || object_of(spool::read(&segment)?, format));
         object.await.unwrap_or(Err(Unusable::Panicked))
     }
 
@@ -243,12 +248,13 @@ fn settle(queue: &Queue, segment: &Closed, stored: u64) {
     queue.tally.settled(rows - lost, lost);
 }
 
-fn object_of(bytes: &[u8], format: Format) -> Result<Object, Unusable> {
-    let contents = segment::read(bytes).ok_or(Unusable::Damaged)?;
+fn object_of(bytes: Vec<u8>, format: Format) -> Result<Object, Unusable> {
+    let contents = segment::read(&bytes).ok_or(Unusable::Damaged)?;
     if contents.samples.is_empty() {
         return Err(Unusable::Damaged);
     }
-    let key = object_key(&contents.header, bytes, format).ok_or(Unusable::Damaged)?;
+    let key = object_key(&contents.header, &bytes, format).ok_or(Unusable::Damaged)?;
+    drop(bytes); // not held beside the object
     let body = match format {
         Format::Parquet => parquet::encode(&contents)?,
         Format::Jsonl => jsonl::encode(&contents)?.into_bytes(),
@@ -266,10 +272,12 @@ fn object_key(header: &Header, segment: &[u8], format: Format) -> Option<String>
     name.truncate(32);
     let Schema { model, version, .. } = &header.schema;
     let partition = hour.strftime("date=%Y-%m-%d/hour=%H");
+    // As no reader of the samples expects: their columns are others.
+    let above = if header.schema.prediction == ValueKind::Nothing { "_failed/" } else { "" };
     Some(match format {
-        Format::Parquet => format!("model={model}/version={version}/{partition}/{name}.parquet"),
-        Format::Csv => format!("model={model}/version={version}/{partition}/{name}.csv"),
-        Format::Jsonl => format!("{model}/{version}/{}/{name}.jsonl", hour.strftime("%Y/%m/%d/%H")),
+        Format::Parquet => format!("{above}model={model}/version={version}/{partition}/{name}.parquet"),
+        Format::Csv => format!("{above}model={model}/version={version}/{partition}/{name}.csv"),
+        Format::Jsonl => format!("{above}{model}/{version}/{}/{name}.jsonl", hour.strftime("%Y/%m/%d/%H")),
     })
 }
 

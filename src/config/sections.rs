@@ -15,21 +15,21 @@ use url::Url;
 use super::layer::{Origin, Value, mask_url};
 use super::reader::Section;
 use super::value::{
-    Parsed, SECOND, Wrong, address, boolean, duration, finite, map, number, path, size, text, text_as, texts, whole,
-    word,
+    Parsed, SECOND, Wrong, address, boolean, duration, finite, list, map, number, path, size, text, text_as, texts,
+    whole, word,
 };
-use super::{Purpose, variable};
-use crate::auth::{Access, PlanName};
+use super::{Purpose, pins, variable};
+use crate::auth::{Access, PlanName, PlanPins};
 use crate::capture::protect::Policy;
 use crate::capture::{Format, SamplingRate};
 use crate::manager::ModelConfig;
 use crate::manager::admission::{self, SignatureChange};
 use crate::model::{ModelName, RECENT_MAX_ROWS};
-use crate::quota::{Enforcement, Limit, Period, Plan, Throttle, Unit};
+use crate::quota::{Enforcement, Limit, OFFSET_MAX, Period, Plan, Throttle, Unit};
 use crate::registry::Credentials;
 use crate::server::ErrorStyle;
 use crate::telemetry::LogFormat;
-use crate::{capture, drift, registry, server, telemetry};
+use crate::{capture, drift, feedback, registry, server, telemetry};
 
 pub(super) const HOUR: Duration = Duration::from_hours(1);
 
@@ -86,12 +86,21 @@ pub(super) fn non_zero(count: usize) -> NonZeroUsize {
     NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN)
 }
 
-pub(super) fn engine(mut s: Section<'_>, processors: NonZeroUsize) -> usize {
-    let default = Value::Integer(i64::try_from(processors.get()).map_or(1, |processors| processors.min(1024)));
-    let slots = s.or("slots", default, whole(1..=1024));
-    s.finish();
-    slots
+/// What every version is loaded with, and how many are.
+pub(super) struct Engine {
+    pub(super) slots: usize,
+    pub(super) max_held: usize,
 }
+
+pub(super) fn engine(mut s: Section<'_>, processors: NonZeroUsize) -> Engine {
+    let default = Value::Integer(i64::try_from(processors.get()).map_or(1, |processors| processors.min(1024)));
+    let engine =
+        Engine { slots: s.or("slots", default, whole(1..=1024)), max_held: s.defaulted("max_held", whole(0..=64)) };
+    s.finish();
+    engine
+}
+
+const FOLDERS: &str = "a list of folders in S3, such as [\"s3://bucket/folder\"]";
 
 enum Location {
     Server(Url),
@@ -113,15 +122,29 @@ pub(super) fn registry(mut s: Section<'_>) -> Registry {
     let max_bytes = s.defaulted("max_bytes", size(ByteSize::kib(1)..=ByteSize::tib(1)));
     let given = credentials(&mut s);
     let workspace = s.optional("workspace", text);
+    let ca_file = s.optional("ca_file", path);
     let write_back = s.switch("write_back");
     let webhook_secret = secret(&mut s, "webhook_secret", "webhook_secret_file");
+    let artifact_roots =
+        s.optional("artifact_roots", list(FOLDERS, text_as("s3://bucket/folder", |text| text.parse().ok())));
+    let artifact_roots = artifact_roots.unwrap_or_default();
+    let s3_endpoint = s.optional("s3_endpoint", text_as("\"http://…\" or \"https://…\"", endpoint));
     s.finish();
     let config = match location {
         Location::Directory(root) => registry::Config::Directory(root),
         Location::Server(mut uri) => {
             let in_uri = take_credentials(&mut uri);
             let credentials = if matches!(given, Credentials::None) { in_uri } else { given };
-            registry::Config::Mlflow(registry::Mlflow { uri, credentials, timeout, workspace, max_bytes })
+            registry::Config::Mlflow(registry::Mlflow {
+                uri,
+                credentials,
+                timeout,
+                workspace,
+                max_bytes,
+                ca_file,
+                artifact_roots,
+                s3_endpoint,
+            })
         }
     };
     Registry { config, poll_interval, write_back, webhook_secret }
@@ -134,6 +157,10 @@ fn location(text: &str) -> Option<Location> {
     let url = Url::parse(text).ok()?;
     let plain = matches!(url.scheme(), "http" | "https") && url.query().is_none() && url.fragment().is_none();
     plain.then_some(Location::Server(url))
+}
+
+fn endpoint(text: &str) -> Option<Url> {
+    Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"))
 }
 
 /// The directory in `file:directory` or `file:///directory`.
@@ -236,13 +263,14 @@ pub(super) fn admission(mut s: Section<'_>, env: &[(String, String)]) -> admissi
 pub(super) struct Plans {
     pub(super) access: BTreeMap<PlanName, Access>,
     pub(super) limits: BTreeMap<PlanName, Plan>,
+    pub(super) pins: PlanPins,
 }
 
 /// The plan there is when none is written, so that a gateway without a file can have keys.
 const DEFAULT_PLAN: &str = "default";
 
-pub(super) fn plans(root: &mut Section<'_>, models: &[ModelConfig], purpose: Purpose) -> Plans {
-    let mut plans = Plans { access: BTreeMap::new(), limits: BTreeMap::new() };
+pub(super) fn plans(root: &mut Section<'_>, models: &[ModelConfig], purpose: Purpose, max_held: usize) -> Plans {
+    let mut plans = Plans { access: BTreeMap::new(), limits: BTreeMap::new(), pins: PlanPins::new() };
     for name in root.names("plans") {
         let mut s = root.named("plans", &name);
         if !is_plan_name(&name) {
@@ -250,6 +278,8 @@ pub(super) fn plans(root: &mut Section<'_>, models: &[ModelConfig], purpose: Pur
         }
         let name = PlanName::from(name);
         plans.limits.insert(name.clone(), limits(&mut s));
+        let pins = pins::read(&mut s, models, purpose, max_held, &plans.pins);
+        plans.pins.insert(name.clone(), pins);
         plans.access.insert(name, access(&mut s, models, purpose));
         s.finish();
     }
@@ -271,15 +301,20 @@ fn limits(s: &mut Section<'_>) -> Plan {
     let quota = s.optional("quota", whole::<u64>(1..=i64::MAX.unsigned_abs()));
     let period = [("day", Period::Day), ("week", Period::Week), ("month", Period::Month)];
     let period = s.defaulted("period", word(&period, &[]));
+    let offset = s.optional("offset", duration(Duration::ZERO..=OFFSET_MAX)).unwrap_or_default();
     let unit = s.defaulted("unit", word(&[("rows", Unit::Rows), ("requests", Unit::Requests)], &[]));
     let concurrency = s.optional("concurrency", count());
     let enforced = s.defaulted("enforce", boolean);
     if burst.is_some() && !s.has("rate") {
         s.mistake("burst", "expected a `rate` with it");
     }
+    if s.has("offset") && !s.has("quota") {
+        s.mistake("offset", "expected a `quota` with it");
+    }
     Plan {
         throttle: rate.map(|rate| Throttle { rate, burst: burst.unwrap_or_else(|| one_second_of(rate)) }),
         quota: quota.and_then(NonZeroU64::new).map(|amount| Limit { amount, period }),
+        offset,
         unit,
         concurrency: concurrency.and_then(NonZeroU32::new),
         enforcement: if enforced { Enforcement::Enforced } else { Enforcement::DryRun },
@@ -332,6 +367,7 @@ pub(super) fn capture(
     let formats = [("parquet", Format::Parquet), ("jsonl", Format::Jsonl), ("csv", Format::Csv)];
     let format = s.defaulted("format", word(&formats, &[]));
     let rate = SamplingRate::new(s.defaulted("rate", number(0.0..=1.0)));
+    let failed = s.switch("failed");
     let protect = protect(&mut s);
     let spool_max_bytes = s.defaulted("spool_max", size(ByteSize::mib(1)..=ByteSize::tib(1)));
     let mut flush = s.section("flush");
@@ -344,6 +380,7 @@ pub(super) fn capture(
         format,
         rate: rate?,
         rates,
+        failed,
         flush_rows: flush_rows?,
         flush_age,
         protect,
@@ -351,6 +388,23 @@ pub(super) fn capture(
         spool: data_dir.join("spool"),
         spool_max_bytes,
     })
+}
+
+/// Whether labels are taken, and how long their answers are remembered. Objects of labels are made as those of samples.
+pub(super) fn feedback(mut s: Section<'_>, data_dir: &Path, samples: Option<&capture::Config>) -> feedback::Config {
+    let config = feedback::Config {
+        age: s.defaulted("age", duration(HOUR..=HOUR * 24 * 366)),
+        max_bytes: s.defaulted("max_size", size(ByteSize::mib(1)..=ByteSize::tib(1))),
+        max_labels: s.defaulted("max_labels", count()),
+        file: data_dir.join("feedback.db"),
+        objects: samples.map(|samples| feedback::Objects {
+            format: samples.format,
+            flush_rows: samples.flush_rows.get(),
+            flush_age: samples.flush_age,
+        }),
+    };
+    s.finish();
+    config
 }
 
 /// A feature under two rules is a mistake: whoever wrote it expected either.

@@ -4,6 +4,7 @@
 //! all others. "Missing" comes first in both.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -64,6 +65,32 @@ impl Axis {
         match self {
             Self::Numbers(edges) => edges.len() + 2,
             Self::Texts(categories) => categories.names.len() + 2,
+        }
+    }
+
+    /// The places that stand for one value each, and so for a class of something: categories; and the bins of whole
+    /// numbers of which there are no more than bins, whose last edge comes twice. What the first and last of them are is
+    /// in the range; empty where there are none.
+    pub(super) fn classes(&self) -> Range<usize> {
+        match self {
+            Self::Texts(categories) => MISSING + 1..MISSING + 1 + categories.names.len(),
+            Self::Numbers(edges) => {
+                let is_whole = edges.iter().all(|edge| edge.fract() == 0.0);
+                let is_heaped = matches!(&edges[..], [.., one, last] if one == last);
+                if is_whole && is_heaped { MISSING + 2..self.last() } else { 0..0 }
+            }
+        }
+    }
+
+    /// What people call a place.
+    pub(super) fn name_of(&self, place: usize) -> String {
+        match self {
+            _ if place == MISSING => "missing".to_owned(),
+            Self::Texts(categories) => {
+                categories.names.get(place - 1).map_or_else(|| "unseen".to_owned(), ToString::to_string)
+            }
+            Self::Numbers(_) if place == MISSING + 1 || place == self.last() => "out of range".to_owned(),
+            Self::Numbers(edges) => edges[place - 2].to_string(),
         }
     }
 
@@ -157,6 +184,18 @@ mod tests {
         assert_eq!(axis.place_of_number(1.0), 4);
         assert!(Axis::texts(["a", "a"].map(Arc::from).to_vec()).is_none());
         assert!(Axis::texts(vec!["x".repeat(257).into()]).is_none());
+    }
+
+    #[test]
+    fn places_of_one_value_are_classes_and_have_names() {
+        let jobs = Axis::texts(["Doctor", "Lawyer"].map(Arc::from).to_vec()).unwrap();
+        assert_eq!(jobs.classes(), 1..3);
+        assert_eq!([0, 1, 2, 3].map(|place| jobs.name_of(place)), ["missing", "Doctor", "Lawyer", "unseen"]);
+        let codes = Axis::numbers(vec![1.0, 2.0, 5.0, 5.0]).unwrap();
+        assert_eq!(codes.classes(), 2..5);
+        assert_eq!([1, 2, 4, 5].map(|place| codes.name_of(place)), ["out of range", "1", "5", "out of range"]);
+        assert!(Axis::numbers(vec![1.0, 2.0, 5.0]).unwrap().classes().is_empty());
+        assert!(Axis::numbers(vec![0.5, 1.5, 1.5]).unwrap().classes().is_empty());
     }
 
     proptest! {

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::axis::{Axis, Categories, MISSING};
 use super::statistics;
 use crate::model::features::{Feature, Target};
+use crate::model::signature::Kind;
 
 /// The file in a version's folder, beside `MLmodel`.
 pub const FILE: &str = "baseline.json";
@@ -184,6 +185,11 @@ impl Subject {
         (counts.len() == axis.places()).then_some(Self { name, axis, counts })
     }
 
+    /// Whether values of this type are counted in such places.
+    pub(super) fn is_of(&self, kind: Kind) -> bool {
+        matches!(self.axis, Axis::Texts(_)) == (kind == Kind::Text)
+    }
+
     /// How many rows it has.
     pub(super) fn rows(&self) -> u64 {
         self.counts.iter().sum()
@@ -219,8 +225,9 @@ struct Written {
     score: Option<WrittenSubject>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct WrittenSubject {
+/// A part of a baseline as it is written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct WrittenSubject {
     name: String,
     missing: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -233,7 +240,7 @@ struct WrittenSubject {
 }
 
 impl WrittenSubject {
-    fn of(subject: &Subject) -> Self {
+    pub(super) fn of(subject: &Subject) -> Self {
         let missing = subject.counts[MISSING];
         let (name, last) = (subject.name.to_string(), subject.counts.len() - 1);
         match &subject.axis {
@@ -248,7 +255,7 @@ impl WrittenSubject {
         }
     }
 
-    fn read(self) -> Result<Subject, String> {
+    pub(super) fn read(self) -> Result<Subject, String> {
         let Self { name, missing, edges, categories, counts, others } = self;
         let label = format!("`{}`", name.chars().take(64).collect::<String>());
         let name: Arc<str> = name.into();

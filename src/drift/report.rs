@@ -70,16 +70,25 @@ pub struct Score {
     pub psi: f64,
     /// What the PSI must exceed to be called drift: the configured threshold, or chance if that is more.
     pub threshold: f64,
-    /// What the PSI of an unchanged population exceeds once in twenty windows, over all features.
+    /// What the PSI of an unchanged population exceeds once in twenty windows, in any feature. So do all that are called
+    /// so of their score.
     pub by_chance: f64,
     /// Jensen-Shannon distance, base 2, over the same places.
     pub js: f64,
+    /// The same of this.
+    pub js_by_chance: f64,
     /// Numbers: the largest difference between the cumulative distributions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ks: Option<f64>,
+    /// The same of this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ks_by_chance: Option<f64>,
     /// Texts: the largest difference between two shares.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub linf: Option<f64>,
+    /// The same of this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub linf_by_chance: Option<f64>,
     /// That difference less what samples of these sizes differ by anyway.
     pub robust: f64,
     /// Rows without a value.
@@ -90,6 +99,9 @@ pub struct Score {
     /// Numbers: rows below or above all of the baseline's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub out_of_range: Option<Shares>,
+    /// The place that changed most, where that alone is drift.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moved: Option<Moved>,
     /// The verdict in words.
     pub verdict: Verdict,
     /// The verdict; none where there is not enough data.
@@ -99,16 +111,31 @@ pub struct Score {
 /// A share of the rows, and how much more that is than in the baseline.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Shares {
-    /// In the window.
+    /// How many rows of the window.
+    pub rows: u64,
+    /// Their share.
     pub share: f64,
     /// In the window less in the baseline.
     pub delta: f64,
+    /// What that difference of an unchanged population exceeds once in twenty windows, either way, in any feature.
+    pub by_chance: f64,
+}
+
+/// A category, or another place of one meaning, whose share has changed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Moved {
+    /// The category, `missing`, `unseen` or `out of range`.
+    pub what: String,
+    /// Its share in the window.
+    pub share: f64,
+    /// Its share in the baseline.
+    pub before: f64,
 }
 
 /// What is made of a score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Verdict {
-    /// More than the threshold, and than chance.
+    /// The PSI is more than the threshold, and than chance; or a category has moved.
     #[serde(rename = "drifted")]
     Drifted,
     /// Not more.
@@ -119,69 +146,144 @@ pub enum Verdict {
     NotEnoughData,
 }
 
+/// A category has moved when its share has grown by the threshold times this, or shrunk as much: at the usual threshold
+/// of 0.1 by half, so that one that doubles is beyond doubt. The PSI hardly sees that: 0.08 for a doubled tenth.
+const GROWTH: f64 = 5.0;
+
+/// And when that is the threshold times this of all rows: at the usual threshold one row in a hundred.
+const ROWS: f64 = 0.1;
+
+/// There are two ways to drift, and each has half of the chance of a false alarm.
+const WAYS: f64 = 2.0;
+
 /// Scores subjects of one version, which share one chance of a false alarm.
 pub(super) struct Judge<'c> {
     config: &'c Config,
-    subjects: usize,
-    /// The points of chance by number of places, each made once.
-    points: HashMap<u32, f64>,
+    /// The chance of a false alarm that is left to each.
+    tail: f64,
+    /// The points of chance by number of places, each made once: those that are told, and those for the verdict.
+    points: HashMap<u32, [f64; 2]>,
 }
 
 impl<'c> Judge<'c> {
     /// A judge of `subjects` features and predictions.
     pub(super) fn new(config: &'c Config, subjects: usize) -> Self {
-        Self { config, subjects, points: HashMap::new() }
+        Self { config, tail: scores::tail(subjects), points: HashMap::new() }
     }
 
     /// Compares `observed` rows by place with the baseline's.
     pub(super) fn score(&mut self, subject: &Subject, source: Source, observed: &[u64]) -> Score {
-        let expected = &subject.counts[..];
-        let (rows, baseline_rows) = (scores::total(observed), scores::total(expected));
-        let psi = scores::psi(expected, observed);
-        let by_chance = self.by_chance(rows, baseline_rows, scores::occupied(expected, observed));
-        let threshold = self.config.threshold.max(by_chance);
-        let enough = rows.min(baseline_rows) >= self.config.min_rows;
-        let verdict = match (enough, psi > threshold) {
+        let sides = Sides::of(subject, observed);
+        let psi = scores::psi(sides.expected, observed);
+        let [by_chance, mark] = self.by_chance(&sides);
+        let threshold = self.config.threshold.max(mark);
+        let moved = self.moved(&subject.axis, &sides);
+        let enough = sides.n.min(sides.m) >= self.config.min_rows;
+        let verdict = match (enough, psi > threshold || moved.is_some()) {
             (false, _) => Verdict::NotEnoughData,
             (true, true) => Verdict::Drifted,
             (true, false) => Verdict::Stable,
         };
-        let shares = |of: &dyn Fn(&[u64]) -> u64| Shares::of(of(expected), baseline_rows, of(observed), rows);
-        let last = expected.len() - 1;
-        let (values, live_values) = (&expected[1..], &observed[1..]);
+        let tail = self.tail;
+        let last = observed.len() - 1;
+        let (values, live_values) = (&sides.expected[1..], &observed[1..]);
+        let (value_rows, live_rows) = (scores::total(values), scores::total(live_values));
         let is_number = matches!(subject.axis, Axis::Numbers(_));
-        let difference = if is_number { scores::kolmogorov_smirnov } else { scores::l_infinity };
-        let difference = difference(values, live_values);
+        let (difference, difference_by_chance) = if is_number {
+            let chance = scores::kolmogorov_smirnov_by_chance(live_rows, value_rows, tail);
+            (scores::kolmogorov_smirnov(values, live_values), chance)
+        } else {
+            let chance = scores::l_infinity_by_chance(values, live_values, tail);
+            (scores::l_infinity(values, live_values), chance)
+        };
         Score {
             name: subject.name.to_string(),
             baseline: source,
-            rows,
-            baseline_rows,
+            rows: sides.n,
+            baseline_rows: sides.m,
             psi,
             threshold,
             by_chance,
-            js: scores::jensen_shannon(expected, observed),
+            js: scores::jensen_shannon(sides.expected, observed),
+            js_by_chance: scores::jensen_shannon_at(by_chance),
             ks: is_number.then_some(difference),
+            ks_by_chance: is_number.then_some(difference_by_chance),
             linf: (!is_number).then_some(difference),
-            robust: scores::robust(difference, scores::total(live_values), scores::total(values)),
-            missing: shares(&|counts| counts[MISSING]),
-            unseen: (!is_number).then(|| shares(&|counts| counts[last])),
-            out_of_range: is_number.then(|| shares(&|counts| counts[1] + counts[last])),
+            linf_by_chance: (!is_number).then_some(difference_by_chance),
+            robust: scores::robust(difference, live_rows, value_rows),
+            missing: sides.shares(MISSING, tail),
+            unseen: (!is_number).then(|| sides.shares(last, tail)),
+            out_of_range: is_number.then(|| sides.out_of_range(tail)),
+            moved: moved.filter(|_| enough),
             verdict,
             drifted: (verdict != Verdict::NotEnoughData).then_some(verdict == Verdict::Drifted),
         }
     }
 
-    fn by_chance(&mut self, rows: u64, baseline_rows: u64, places: u32) -> f64 {
-        let subjects = self.subjects;
-        let point = self.points.entry(places).or_insert_with(|| scores::chance_point(places, subjects));
-        scores::by_chance(rows, baseline_rows, *point)
+    /// The place of one meaning that changed most, if it changed enough and more than chance makes.
+    fn moved(&self, axis: &Axis, sides: &Sides<'_>) -> Option<Moved> {
+        let classes = axis.classes();
+        let last = sides.observed.len() - 1;
+        // With them "missing", and "unseen" or "out of range".
+        let tail = self.tail / WAYS / scores::float(classes.len() as u64 + 2);
+        let beyond = match axis {
+            Axis::Texts(_) => sides.shares(last, tail),
+            Axis::Numbers(_) => sides.out_of_range(tail),
+        };
+        let all = classes.chain([MISSING]).map(|place| (place, sides.shares(place, tail))).chain([(last, beyond)]);
+        let has_moved = |(_, shares): &(usize, Shares)| self.has_moved(*shares);
+        let (place, most) = all.filter(has_moved).max_by(|(_, a), (_, b)| a.delta.abs().total_cmp(&b.delta.abs()))?;
+        Some(Moved { what: axis.name_of(place), share: most.share, before: most.share - most.delta })
+    }
+
+    fn has_moved(&self, shares: Shares) -> bool {
+        let Shares { share, delta, by_chance, .. } = shares;
+        let (before, growth) = (share - delta, 1.0 + GROWTH * self.config.threshold);
+        let is_other = share >= growth * before || before >= growth * share;
+        is_other && delta.abs() >= ROWS * self.config.threshold && delta.abs() > by_chance
+    }
+
+    /// What the PSI comes to by chance: once in twenty windows, and with the chance that is left to the verdict.
+    fn by_chance(&mut self, sides: &Sides<'_>) -> [f64; 2] {
+        let tail = self.tail;
+        let places = scores::occupied(sides.expected, sides.observed);
+        let points = self.points.entry(places);
+        let points = points.or_insert_with(|| [tail, tail / WAYS].map(|tail| scores::chance_point(places, tail)));
+        points.map(|point| scores::psi_by_chance(sides.n, sides.m, places, point))
     }
 }
 
-impl Shares {
-    fn of(expected: u64, baseline_rows: u64, observed: u64, rows: u64) -> Self {
-        let share = scores::share(observed, rows);
-        Self { share, delta: share - scores::share(expected, baseline_rows) }
+/// Rows by place in the baseline and in the window, and how many they are.
+struct Sides<'c> {
+    expected: &'c [u64],
+    observed: &'c [u64],
+    m: u64,
+    n: u64,
+}
+
+impl<'c> Sides<'c> {
+    fn of(subject: &'c Subject, observed: &'c [u64]) -> Self {
+        let expected = &subject.counts[..];
+        Self { expected, observed, m: scores::total(expected), n: scores::total(observed) }
+    }
+
+    fn shares(&self, place: usize, tail: f64) -> Shares {
+        let (e, o) = (self.expected[place], self.observed[place]);
+        self.shares_of(e, o, scores::share_by_chance((o, self.n), (e, self.m), tail))
+    }
+
+    /// Below all bins and above: the baseline has no row there, because its own rows made the bins.
+    fn out_of_range(&self, tail: f64) -> Shares {
+        let last = self.observed.len() - 1;
+        let beyond = |counts: &[u64]| counts[1] + counts[last];
+        let values = |rows: u64, counts: &[u64]| rows - counts[MISSING];
+        let (n, m) = (values(self.n, self.observed), values(self.m, self.expected));
+        let chance = scores::out_of_range_by_chance(n, m, tail);
+        self.shares_of(beyond(self.expected), beyond(self.observed), chance)
+    }
+
+    fn shares_of(&self, e: u64, o: u64, by_chance: f64) -> Shares {
+        let share = scores::share(o, self.n);
+        Shares { rows: o, share, delta: share - scores::share(e, self.m), by_chance }
     }
 }

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 
 use super::axis::{Axis, MISSING};
+use super::state::SavedWindow;
 use crate::model::features::{Cell, Inputs};
 use crate::model::outputs::{Outputs, Prediction, Value};
 
@@ -237,9 +238,27 @@ impl Window {
         (self.stripes.len() + SLOTS as usize) * self.layout.places * size_of::<u32>()
     }
 
+    /// What is in the slots, for another process. Callers are not in it.
+    pub(super) fn saved(&self) -> SavedWindow {
+        let slots = self.ring.lock().0.iter().map(|(number, counts)| (*number, counts.to_vec())).collect();
+        SavedWindow { slot_millis: self.slot_millis().cast_unsigned(), slots }
+    }
+
+    /// Takes up what another process has counted, if it counted in the same manner.
+    pub(super) fn restore(&self, saved: SavedWindow) {
+        let fits = |(_, counts): &(i64, Vec<u32>)| counts.len() == self.layout.places;
+        if saved.slot_millis == self.slot_millis().cast_unsigned() && saved.slots.iter().all(fits) {
+            let slots = saved.slots.into_iter().take(SLOTS as usize);
+            *self.ring.lock() = Ring(slots.map(|(number, counts)| (number, counts.into())).collect());
+        }
+    }
+
     fn slot_of(&self, now: Timestamp) -> i64 {
-        let slot = i64::try_from(self.slot.as_millis()).unwrap_or(i64::MAX).max(1);
-        now.as_millisecond().div_euclid(slot)
+        now.as_millisecond().div_euclid(self.slot_millis())
+    }
+
+    fn slot_millis(&self) -> i64 {
+        i64::try_from(self.slot.as_millis()).unwrap_or(i64::MAX).max(1)
     }
 }
 

@@ -72,9 +72,9 @@ impl Delivery {
         }
     }
 
-    /// What was measured since last time, with the drift there is now.
-    pub(super) fn take(&mut self, drift: &BTreeMap<Series, f64>) -> Pending {
-        for (series, figure) in drift {
+    /// What was measured since last time, with the drift and accuracy there are now.
+    pub(super) fn take(&mut self, standing: &BTreeMap<Series, f64>) -> Pending {
+        for (series, figure) in standing {
             self.keep(series, &Histogram::of(*figure, 1));
         }
         std::mem::take(&mut self.pending)

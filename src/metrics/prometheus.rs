@@ -23,12 +23,12 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 /// The page.
 pub(super) fn page(
     totals: Totals,
-    drift: &BTreeMap<Series, f64>,
+    standing: &BTreeMap<Series, f64>,
     flushed: &[(&'static str, Flushed)],
     outside: &[Family],
 ) -> String {
     let mut registry = Registry::default();
-    let families = [own(&totals), drift_families(drift), delivery(flushed), outside.to_vec()].concat();
+    let families = [own(&totals), standing_families(standing), delivery(flushed), outside.to_vec()].concat();
     registry.register_collector(Box::new(Page { totals, families }));
     let mut page = String::new();
     encode(&mut page, &registry).expect("writing to a String does not fail");
@@ -96,10 +96,10 @@ fn own(totals: &Totals) -> Vec<Family> {
     ]
 }
 
-/// Drift as it was last seen.
-fn drift_families(drift: &BTreeMap<Series, f64>) -> Vec<Family> {
+/// Drift and accuracy as they were last seen.
+fn standing_families(standing: &BTreeMap<Series, f64>) -> Vec<Family> {
     let each = |labels: fn(&Series) -> Option<Labels>| -> Vec<Sample> {
-        drift.iter().filter_map(|(series, figure)| Some((labels(series)?, *figure))).collect()
+        standing.iter().filter_map(|(series, figure)| Some((labels(series)?, *figure))).collect()
     };
     vec![
         gauge("modelgate_feature_psi", "Population stability index of a feature", each(psi_labels)),
@@ -107,6 +107,9 @@ fn drift_families(drift: &BTreeMap<Series, f64>) -> Vec<Family> {
         gauge("modelgate_drifted_features", "Features that have drifted", each(drifted_labels)),
         gauge("modelgate_max_psi", "Largest PSI of a feature with enough rows", each(max_psi_labels)),
         gauge("modelgate_drift_rows", "Rows that drift is computed of", each(sample_rows_labels)),
+        gauge("modelgate_accuracy", "Share of labelled rows whose class was right", each(accuracy_labels)),
+        gauge("modelgate_rmse", "Root of the mean squared error of labelled rows", each(rmse_labels)),
+        gauge("modelgate_labelled_rows", "Remembered rows whose label came", each(labelled_rows_labels)),
     ]
 }
 
@@ -128,6 +131,18 @@ fn max_psi_labels(series: &Series) -> Option<Labels> {
 
 fn sample_rows_labels(series: &Series) -> Option<Labels> {
     if let Series::SampleRows(model) = series { Some(model_label(model)) } else { None }
+}
+
+fn accuracy_labels(series: &Series) -> Option<Labels> {
+    if let Series::Accuracy(scope) = series { Some(scope_labels(scope)) } else { None }
+}
+
+fn rmse_labels(series: &Series) -> Option<Labels> {
+    if let Series::Rmse(scope) = series { Some(scope_labels(scope)) } else { None }
+}
+
+fn labelled_rows_labels(series: &Series) -> Option<Labels> {
+    if let Series::LabelledRows(scope) = series { Some(scope_labels(scope)) } else { None }
 }
 
 fn model_label(model: &ModelName) -> Vec<(&'static str, String)> {

@@ -39,12 +39,22 @@ pub(super) enum Series {
     SampleRows(ModelName),
     /// Times that a version came to serve in place of another.
     Switched(Scope),
+    /// The share of labelled rows whose class was right.
+    Accuracy(Scope),
+    /// The root of the mean squared distance of a predicted number from the true one.
+    Rmse(Scope),
+    /// Rows whose label came.
+    LabelledRows(Scope),
     /// Measurements whose series found no room.
     Refused,
     /// Requests above a plan's rate, or above what it allows at one time.
     Throttled { plan: Arc<str> },
     /// Requests above a plan's quota.
     QuotaExceeded { plan: Arc<str> },
+    /// Versions that were found unfit.
+    VersionsRefused(ModelName),
+    /// Versions that were left for the one before.
+    Rollbacks(ModelName),
     /// A feature as SageMaker's Model Monitor names it.
     Monitor { of: FeatureOf, schedule: Arc<str>, figure: Monitored },
 }
@@ -144,9 +154,14 @@ impl Series {
             Self::MaxPsi(_) => "MaxPSI",
             Self::SampleRows(_) => "SampleRows",
             Self::Switched(_) => "Switched",
+            Self::Accuracy(_) => "Accuracy",
+            Self::Rmse(_) => "RMSE",
+            Self::LabelledRows(_) => "LabelledRows",
             Self::Refused => "SeriesRefused",
             Self::Throttled { .. } => "Throttled",
             Self::QuotaExceeded { .. } => "QuotaExceeded",
+            Self::VersionsRefused(_) => "VersionsRefused",
+            Self::Rollbacks(_) => "Rollbacks",
             Self::Monitor { of, figure, .. } => {
                 let figure = match figure {
                     Monitored::Data => "data",
@@ -175,8 +190,13 @@ impl Series {
             | Self::FeatureDrift(_)
             | Self::SampleRows(_)
             | Self::Switched(_)
+            | Self::Accuracy(_)
+            | Self::Rmse(_)
+            | Self::LabelledRows(_)
             | Self::Throttled { .. }
             | Self::QuotaExceeded { .. }
+            | Self::VersionsRefused(_)
+            | Self::Rollbacks(_)
             | Self::Monitor { .. } => false,
         }
     }
@@ -200,6 +220,8 @@ impl Series {
             | Self::Psi(_)
             | Self::FeatureDrift(_)
             | Self::MaxPsi(_)
+            | Self::Accuracy(_)
+            | Self::Rmse(_)
             | Self::Monitor { .. } => Unit::None,
             Self::Requests(_)
             | Self::Errors(_)
@@ -210,9 +232,12 @@ impl Series {
             | Self::DriftedFeatures(_)
             | Self::SampleRows(_)
             | Self::Switched(_)
+            | Self::LabelledRows(_)
             | Self::Refused
             | Self::Throttled { .. }
-            | Self::QuotaExceeded { .. } => Unit::Count,
+            | Self::QuotaExceeded { .. }
+            | Self::VersionsRefused(_)
+            | Self::Rollbacks(_) => Unit::Count,
         }
     }
 
@@ -228,6 +253,9 @@ impl Series {
             | Self::DriftedFeatures(_)
             | Self::MaxPsi(_)
             | Self::SampleRows(_)
+            | Self::Accuracy(_)
+            | Self::Rmse(_)
+            | Self::LabelledRows(_)
             | Self::Monitor { figure: Monitored::BaselineDrift, .. } => Kind::Level,
             Self::Requests(_)
             | Self::Errors(_)
@@ -239,6 +267,8 @@ impl Series {
             | Self::Refused
             | Self::Throttled { .. }
             | Self::QuotaExceeded { .. }
+            | Self::VersionsRefused(_)
+            | Self::Rollbacks(_)
             | Self::Monitor { figure: Monitored::NonNull, .. } => Kind::Count,
         }
     }
@@ -250,7 +280,10 @@ impl Series {
             | Self::Errors(scope)
             | Self::Latency(scope)
             | Self::Prediction(scope)
-            | Self::Switched(scope) => {
+            | Self::Switched(scope)
+            | Self::Accuracy(scope)
+            | Self::Rmse(scope)
+            | Self::LabelledRows(scope) => {
                 let version = scope.version.as_ref().map(|version| ("Version", version as &dyn ToString));
                 std::iter::once(("Model", &scope.model as &dyn ToString)).chain(version).collect()
             }
@@ -265,7 +298,11 @@ impl Series {
             Self::FeatureCategory { of, category } => {
                 vec![("Model", &of.model), ("Feature", &of.feature), ("Category", category)]
             }
-            Self::DriftedFeatures(model) | Self::MaxPsi(model) | Self::SampleRows(model) => vec![("Model", model)],
+            Self::DriftedFeatures(model)
+            | Self::MaxPsi(model)
+            | Self::SampleRows(model)
+            | Self::VersionsRefused(model)
+            | Self::Rollbacks(model) => vec![("Model", model)],
             Self::Refused => Vec::new(),
             Self::Throttled { plan } | Self::QuotaExceeded { plan } => vec![("Plan", plan)],
             Self::Monitor { of, schedule, .. } => vec![("Endpoint", &of.model), ("MonitoringSchedule", schedule)],

@@ -1,157 +1,26 @@
-//! Samples from the request path to objects: over a real S3 protocol, through outages, kills and damaged disks.
+//! Samples from the request path to objects, over a real S3 protocol. What goes wrong on the way is in durability.rs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::num::NonZeroU32;
-use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::path::Path;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use modelgate::capture::protect::Policy;
-use modelgate::capture::sink::{self, Sink};
+use modelgate::capture::sink::Sink;
 use modelgate::capture::stored::{Search, SearchError};
-use modelgate::capture::{self, Capture, Config, Counts, Flushed, Format, Record, SamplingRate, Writer};
-use modelgate::model::features::{Raw, Settings};
-use modelgate::model::signature::{Column, Kind, Signature};
-use modelgate::model::{Digest, Features, Identity, Outputs, Prediction, Value, Version};
+use modelgate::capture::{Counts, Flushed, Format};
+use modelgate::model::Digest;
 use parquet::file::reader::{FileReader as _, SerializedFileReader};
-use parquet::record::RowAccessor as _;
-use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
 use crate::support::s3::{self, BUCKET, S3, SECRET};
-
-fn noon() -> Timestamp {
-    "2025-12-01T12:00:00Z".parse().unwrap()
-}
-
-/// A gateway's capture over a folder that outlives it.
-struct Gate {
-    capture: Capture,
-    writer: Writer,
-    model: Model,
-}
-
-/// The version that answers.
-#[derive(Clone)]
-struct Model {
-    identity: Arc<Identity>,
-    features: Arc<Features>,
-}
-
-impl Model {
-    fn new(name: &str) -> Self {
-        let column = |name: &str, kind| Column { name: name.into(), kind, required: true };
-        let signature = Signature::Columns(vec![column("Age", Kind::Double), column("Job", Kind::Text)]);
-        let identity = Identity::new(name.parse().unwrap(), Version(3), Digest([7; 32]), None);
-        let features = Features::new(&signature, Settings::default()).unwrap();
-        Self { identity: Arc::new(identity), features: Arc::new(features) }
-    }
-
-    /// One row, answered at noon.
-    fn record(&self, id: &str) -> Record {
-        let mut rows = self.features.rows();
-        rows.begin();
-        rows.set("Age", Raw::Float(40.5));
-        rows.set("Job", Raw::Text("Doctor"));
-        rows.end();
-        let prediction = Prediction { value: Value::Integer(1), label: Some("Good".into()), score: Some(0.75) };
-        Record {
-            request_id: id.into(),
-            time: noon(),
-            model: Arc::clone(&self.identity),
-            features: Arc::clone(&self.features),
-            key_id: "k1".into(),
-            inputs: rows.finish().unwrap(),
-            outputs: Outputs::new(vec![prediction], ["Poor".into(), "Good".into()].into(), vec![0.25, 0.75]),
-        }
-    }
-}
-
-impl Gate {
-    fn open(folder: &Path, sink: Sink) -> Self {
-        Self::configured(folder, sink, |_| ())
-    }
-
-    fn configured(folder: &Path, sink: Sink, change: impl FnOnce(&mut Config)) -> Self {
-        let mut config = Config {
-            sink: sink::Config::Directory(PathBuf::new()),
-            format: Format::Parquet,
-            rate: SamplingRate::ALL,
-            rates: BTreeMap::new(),
-            flush_rows: NonZeroU32::new(10_000).unwrap(),
-            flush_age: Duration::from_mins(1),
-            protect: Policy::default(),
-            secret: folder.join("secret"),
-            spool: folder.join("spool"),
-            spool_max_bytes: 1 << 30,
-        };
-        change(&mut config);
-        let (capture, writer) = capture::open(config, sink, &mut getrandom::fill, fastrand::u64(..)).unwrap();
-        Self { capture, writer, model: Model::new("credit-score") }
-    }
-
-    fn offer(&self, id: &str) {
-        self.capture.offer(&self.model.identity.name, 1, || self.model.record(id));
-    }
-
-    /// Offers the ids and waits until they are accepted.
-    async fn accept(&mut self, ids: impl IntoIterator<Item = impl AsRef<str>>) {
-        for id in ids {
-            self.offer(id.as_ref());
-        }
-        self.writer.spool_once().await.unwrap();
-    }
-
-    /// Closes and sends all there is, at noon.
-    async fn flush(&mut self) -> Flushed {
-        self.writer.flush_once(noon(), true).await
-    }
-
-    fn counts(&self) -> Counts {
-        let counts = self.capture.counts();
-        let Counts { sampled, stored, dropped_queue_full, dropped_spool_full, failed, pending } = counts;
-        assert_eq!(sampled, stored + dropped_queue_full + dropped_spool_full + failed + pending, "{counts:?}");
-        counts
-    }
-}
-
-fn directory(folder: &Path) -> Sink {
-    Sink::Directory(folder.join("samples"))
-}
-
-fn bucket(s3: &S3, secret: &str) -> Sink {
-    Sink::S3 { client: s3.client(secret), bucket: BUCKET.to_owned(), prefix: "drift/eu".to_owned() }
-}
-
-/// The request ids in a Parquet file, line by line.
-fn ids(object: &[u8]) -> Vec<String> {
-    let reader = SerializedFileReader::new(bytes::Bytes::copy_from_slice(object)).unwrap();
-    reader.get_row_iter(None).unwrap().map(|line| line.unwrap().get_string(0).unwrap().clone()).collect()
-}
-
-/// The request ids in all objects, sorted.
-fn all_ids(objects: &[(String, Vec<u8>)]) -> Vec<String> {
-    let mut all: Vec<_> = objects.iter().flat_map(|(_, object)| ids(object)).collect();
-    all.sort();
-    all
-}
+use crate::support::samples::{Gate, Model, all_ids, bucket, directory, ids, noon, segments};
 
 /// What a key ends in.
 fn extension(key: &str) -> &str {
     key.rsplit_once('.').map_or("", |(_, extension)| extension)
-}
-
-/// The segments that wait in a gateway's folder.
-fn segments(folder: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut files = s3::files(&folder.join("spool"));
-    files.retain(|(name, _)| name.ends_with(".segment"));
-    files
 }
 
 #[tokio::test]
@@ -161,7 +30,7 @@ async fn samples_reach_the_bucket() {
     let mut gate = Gate::open(folder.path(), bucket(&s3, SECRET));
     gate.accept(["a", "b", "c"]).await;
     assert_eq!(gate.counts(), Counts { sampled: 3, pending: 3, ..Counts::default() });
-    assert_eq!(gate.flush().await, Flushed { stored: 3, waiting: 0, objects: 1 });
+    assert_eq!(gate.flush().await, Flushed { stored: 3, waiting: 0, objects: 1, accepted: 0 });
     assert_eq!(gate.counts(), Counts { sampled: 3, stored: 3, ..Counts::default() });
     assert_eq!(segments(folder.path()), []);
 
@@ -182,7 +51,7 @@ async fn sent_in(format: Format) -> Vec<(String, Vec<u8>)> {
     let s3 = S3::start().await;
     let mut gate = Gate::configured(folder.path(), bucket(&s3, SECRET), |config| config.format = format);
     gate.accept(["a", "b"]).await;
-    assert_eq!(gate.flush().await, Flushed { stored: 2, waiting: 0, objects: 1 });
+    assert_eq!(gate.flush().await, Flushed { stored: 2, waiting: 0, objects: 1, accepted: 0 });
     s3.objects()
 }
 
@@ -370,13 +239,13 @@ async fn samples_wait_while_the_bucket_refuses_and_the_next_process_sends_them()
     let s3 = S3::start().await;
     let mut gate = Gate::open(folder.path(), bucket(&s3, "a wrong secret"));
     gate.accept(["a", "b"]).await;
-    let refused = Flushed { stored: 0, waiting: 2, objects: 0 };
+    let refused = Flushed { stored: 0, waiting: 2, objects: 0, accepted: 0 };
     assert_eq!(gate.flush().await, refused);
     assert_eq!(gate.counts(), Counts { sampled: 2, pending: 2, ..Counts::default() });
     drop(gate);
 
     let mut gate = Gate::open(folder.path(), bucket(&s3, SECRET));
-    assert_eq!(gate.flush().await, Flushed { stored: 2, waiting: 0, objects: 1 });
+    assert_eq!(gate.flush().await, Flushed { stored: 2, waiting: 0, objects: 1, accepted: 0 });
     assert_eq!(all_ids(&s3.objects()), ["a", "b"]);
 }
 
@@ -389,7 +258,7 @@ async fn samples_outlast_an_outage_and_leave_when_the_wait_is_over() {
     });
     s3.stop().await;
     gate.accept((0..20).map(|id| format!("{id:02}"))).await;
-    let down = Flushed { stored: 0, waiting: 20, objects: 0 };
+    let down = Flushed { stored: 0, waiting: 20, objects: 0, accepted: 0 };
     for minute in 0..5 {
         assert_eq!(gate.writer.flush_once(noon() + Duration::from_mins(minute), false).await, down);
     }
@@ -397,36 +266,8 @@ async fn samples_outlast_an_outage_and_leave_when_the_wait_is_over() {
     let last_try = noon() + Duration::from_mins(4);
     assert_eq!(gate.writer.flush_once(last_try + Duration::from_secs(7), false).await, down, "asked too early");
     let back = gate.writer.flush_once(last_try + Duration::from_secs(16), false).await;
-    assert_eq!(back, Flushed { stored: 20, waiting: 0, objects: 10 });
+    assert_eq!(back, Flushed { stored: 20, waiting: 0, objects: 10, accepted: 0 });
     assert_eq!(all_ids(&s3.objects()), (0..20).map(|id| format!("{id:02}")).collect::<Vec<_>>());
-}
-
-#[tokio::test]
-async fn six_hours_without_the_bucket_lose_nothing_and_drain_in_one_flush() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut s3 = S3::start().await;
-    let mut gate = Gate::open(folder.path(), bucket(&s3, SECRET));
-    s3.stop().await;
-    let mut ids = Vec::new();
-    for minute in 0..6 * 60 {
-        let batch: Vec<_> = (0..20).map(|id| format!("{minute:03}-{id:02}")).collect();
-        gate.accept(&batch).await;
-        ids.extend(batch);
-        // Every segment is older than a minute at the next look.
-        let now = noon() + Duration::from_secs(minute * 60);
-        assert_eq!(gate.writer.flush_once(now, false).await.stored, 0);
-    }
-    assert_eq!(gate.counts(), Counts { sampled: 7200, pending: 7200, ..Counts::default() });
-    let waiting = segments(folder.path()).len();
-    assert!(waiting >= 300, "{waiting} segments");
-
-    s3.restart().await;
-    let back = noon() + Duration::from_hours(6) + Duration::from_mins(5);
-    let drained = gate.writer.flush_once(back, false).await;
-    assert_eq!((drained.stored, drained.waiting), (7200, 0), "six hours leave in the step of one second");
-    assert_eq!(all_ids(&s3.objects()), ids);
-    let manifests = s3.everything().iter().filter(|(key, _)| key.contains("/_manifest/")).count();
-    assert_eq!(manifests, 1, "one manifest lists them all");
 }
 
 #[tokio::test]
@@ -489,167 +330,4 @@ async fn a_full_spool_drops_the_newest_and_counts_them() {
     gate.flush().await;
     let kept: Vec<_> = (0..accepted).chain([20]).map(|id| format!("{id:02}")).collect();
     assert_eq!(all_ids(&s3::samples(&folder.path().join("samples"))), kept);
-}
-
-/// Ways in which a disk may change a segment behind the gateway's back.
-#[derive(Clone, Copy, Debug)]
-enum Damage {
-    FlipByte,
-    CutTail,
-    ZeroStretch,
-    HugeNumber,
-    Garbage,
-    Delete,
-    SwapWithNext,
-}
-
-const DAMAGES: [Damage; 7] = [
-    Damage::FlipByte,
-    Damage::CutTail,
-    Damage::ZeroStretch,
-    Damage::HugeNumber,
-    Damage::Garbage,
-    Damage::Delete,
-    Damage::SwapWithNext,
-];
-
-impl Damage {
-    fn happen(self, path: &Path, next: &Path, random: &mut fastrand::Rng) {
-        let mut bytes = fs::read(path).unwrap();
-        let at = random.usize(..bytes.len());
-        let end = bytes.len().min(at + 100);
-        match self {
-            Self::FlipByte => bytes[at] ^= 1 << random.u32(..8),
-            Self::CutTail => bytes.truncate(at),
-            Self::ZeroStretch => bytes[at..end].fill(0),
-            Self::HugeNumber => bytes[at..end.min(at + 8)].fill(0xff),
-            Self::Garbage => bytes[at..].fill_with(|| random.u8(..)),
-            Self::Delete => return fs::remove_file(path).unwrap(),
-            Self::SwapWithNext => {
-                fs::write(path, fs::read(next).unwrap()).unwrap();
-                return fs::write(next, bytes).unwrap();
-            }
-        }
-        fs::write(path, bytes).unwrap();
-    }
-}
-
-/// Leaves three segments of four samples in a folder.
-async fn three_segments(folder: &Path) -> Gate {
-    let four = NonZeroU32::new(4).unwrap();
-    let mut gate = Gate::configured(folder, directory(folder), |config| config.flush_rows = four);
-    gate.accept((0..12).map(|id| format!("{id:02}"))).await;
-    gate
-}
-
-/// Damages one of three segments, before or after a restart, and checks what is delivered and what is counted.
-async fn check_damage(damage: Damage, restart: bool, random: &mut fastrand::Rng) {
-    let folder = tempfile::tempdir().unwrap();
-    let mut gate = three_segments(folder.path()).await;
-    let paths: Vec<_> =
-        segments(folder.path()).iter().map(|(name, _)| folder.path().join("spool").join(name)).collect();
-    // Names of segments are random, so ask the first which of the samples it holds.
-    let damaged = first_id(&fs::read(&paths[0]).unwrap());
-    let hit = |id: &usize| id / 4 == damaged / 4 && !matches!(damage, Damage::SwapWithNext);
-    let untouched: Vec<_> = (0..12).filter(|id| !hit(id)).collect();
-    damage.happen(&paths[0], &paths[1], random);
-    if restart {
-        drop(gate);
-        gate = Gate::open(folder.path(), directory(folder.path()));
-    }
-    gate.flush().await;
-
-    let delivered = all_ids(&s3::samples(&folder.path().join("samples")));
-    let context = format!("{damage:?}, restart {restart}: {delivered:?}");
-    let distinct: BTreeSet<_> = delivered.iter().map(|id| id.parse::<usize>().unwrap()).collect();
-    assert_eq!(distinct.len(), delivered.len(), "{context}");
-    assert!(untouched.iter().all(|id| distinct.contains(id)), "{context}");
-    let counts = gate.counts();
-    assert_eq!((counts.stored, counts.pending), (delivered.len() as u64, 0), "{context} {counts:?}");
-    if !restart {
-        assert_eq!(counts.failed, 12 - counts.stored, "{context}");
-    }
-    assert!(counts.stored + counts.failed <= 12, "{context} {counts:?}");
-    assert_eq!(segments(folder.path()), [], "{context}");
-}
-
-/// The number of the first sample in a segment; ids are written as their length and two digits.
-fn first_id(segment: &[u8]) -> usize {
-    let id = segment.windows(3).rfind(|window| window[0] == 2 && window[1..].iter().all(u8::is_ascii_digit));
-    std::str::from_utf8(&id.unwrap()[1..]).unwrap().parse().unwrap()
-}
-
-#[tokio::test]
-async fn damage_costs_no_more_than_what_it_hit_and_is_counted() {
-    let mut random = fastrand::Rng::with_seed(7);
-    for round in 0..140 {
-        check_damage(DAMAGES[round % DAMAGES.len()], round % 2 == 0, &mut random).await;
-    }
-}
-
-/// What the child of the kill test does: accepts samples, says so, and now and then sends them, until it is killed. Reads
-/// its folder and its first id from standard input.
-#[test]
-#[ignore = "runs as the child of another test"]
-fn accepts_samples_until_it_is_killed() {
-    let mut lines = std::io::stdin().lines().map(Result::unwrap);
-    let folder = PathBuf::from(lines.next().unwrap());
-    let mut next: u64 = lines.next().unwrap().parse().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let mut gate = Gate::open(&folder, directory(&folder));
-        loop {
-            let ids: Vec<_> = (next..next + 5).map(|id| id.to_string()).collect();
-            next += 5;
-            gate.accept(&ids).await;
-            println!("\naccepted {}", ids.join(" "));
-            if next.is_multiple_of(7) {
-                println!("\nstored {}", gate.flush().await.stored);
-            }
-        }
-    });
-}
-
-/// Runs the child, kills it after `lines` lines of its output, and gives back the ids it said were accepted.
-fn accepted_before_kill(folder: &TempDir, first: u64, lines: usize) -> Vec<String> {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "capture::accepts_samples_until_it_is_killed", "--nocapture"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    writeln!(child.stdin.take().unwrap(), "{}\n{first}", folder.path().display()).unwrap();
-    let mut output = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let mut heard: Vec<_> = output.by_ref().take(lines).collect();
-    child.kill().unwrap();
-    heard.extend(output);
-    assert_eq!(child.wait().unwrap().signal(), Some(9), "the child ended by itself: {heard:?}");
-    let accepted = heard.iter().filter_map(|line| line.strip_prefix("accepted "));
-    accepted.flat_map(str::split_whitespace).map(str::to_owned).collect()
-}
-
-#[tokio::test]
-async fn an_accepted_sample_survives_a_kill() {
-    let folder = tempfile::tempdir().unwrap();
-    let seed = fastrand::u64(..);
-    println!("seed {seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
-    let mut accepted = Vec::new();
-    let mut unsent = 0;
-    for kill in 0..20 {
-        accepted.extend(accepted_before_kill(&folder, kill * 1_000_000, random.usize(5..150)));
-        unsent += usize::from(!segments(folder.path()).is_empty());
-    }
-    println!("{} accepted, {unsent} of 20 kills left segments behind", accepted.len());
-    assert!(accepted.len() > 500 && unsent >= 5, "the kills did not hit what they should");
-
-    let mut gate = Gate::open(folder.path(), directory(folder.path()));
-    assert_eq!(gate.flush().await.waiting, 0);
-    let objects = s3::samples(&folder.path().join("samples"));
-    assert!(objects.iter().all(|(name, _)| name.ends_with(".parquet")), "a partial object is left");
-    let delivered = all_ids(&objects);
-    let distinct: BTreeSet<_> = delivered.iter().collect();
-    assert_eq!(distinct.len(), delivered.len(), "rows were delivered twice");
-    let lost: Vec<_> = accepted.iter().filter(|id| !distinct.contains(id)).collect();
-    assert!(lost.is_empty(), "lost {lost:?}");
 }

@@ -689,6 +689,7 @@ grace = "20s" # default
 
 [engine]
 slots = 4 # default
+max_held = 4 # default
 
 [admission]
 probe = true # default
@@ -817,6 +818,7 @@ by_key = false # default
 sink = "s3://samples/a/b/" # gate.toml:34
 format = "jsonl" # gate.toml:36
 rate = 1.0 # default
+failed = false # default
 redact = ["SSN"] # MODELGATE__CAPTURE__REDACT
 hash = ["Customer"] # gate.toml:37
 bucket = { Age = 2.5, Income = 1000 } # gate.toml:38

@@ -214,7 +214,17 @@ async fn every_search_finds_what_is_sent() {
         let body = dashboard::body(&Scope { mode, ..scope() }).unwrap();
         for (search, schema) in searches(&body) {
             // These are sent when it happens.
-            let seldom = ["SeriesRefused", "Switched", "FeatureMissing", "FeatureUnseen"];
+            let seldom = [
+                "SeriesRefused",
+                "Switched",
+                "Rollbacks",
+                "VersionsRefused",
+                "FeatureMissing",
+                "FeatureUnseen",
+                "Accuracy",
+                "RMSE",
+                "LabelledRows",
+            ];
             let found = schemas.contains(&schema) || seldom.iter().any(|metric| schema.ends_with(metric));
             assert!(found, "{search} finds nothing of {schemas:?}");
         }

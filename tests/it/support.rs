@@ -1,5 +1,7 @@
 //! Fakes and handles of real servers, shared by the tests.
 
+pub(crate) mod callers;
+pub(crate) mod canary;
 pub(crate) mod cloudwatch;
 pub(crate) mod emf;
 pub(crate) mod fixtures;
@@ -12,4 +14,5 @@ pub(crate) mod otlp;
 pub(crate) mod panel;
 pub(crate) mod redis;
 pub(crate) mod s3;
+pub(crate) mod samples;
 pub(crate) mod site;

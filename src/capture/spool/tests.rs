@@ -173,6 +173,19 @@ fn a_folder_in_use_is_refused() {
     assert_eq!(second.unwrap_err().kind(), io::ErrorKind::ResourceBusy);
 }
 
+#[test]
+fn of_a_file_that_grew_beyond_all_segments_only_the_start_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = spool(&folder, |_| ());
+    spool.append(records(0..3));
+    spool.close_due(noon(), true);
+    let mut segment = spool.closed()[0].clone();
+    // A hole: it takes no space on the disk.
+    OpenOptions::new().write(true).open(&segment.path).unwrap().set_len(1 << 40).unwrap();
+    segment.bytes = 1 << 40;
+    assert_eq!(read(&segment).unwrap().len() as u64, READ_MAX_BYTES);
+}
+
 #[track_caller]
 fn check_protected(protect: Policy) {
     let folder = tempfile::tempdir().unwrap();
@@ -247,6 +260,25 @@ fn any_one_failure_of_the_disk_loses_nothing_that_was_accepted() {
         assert!(standing.iter().all(|id| next.contains(id)), "fault {nth}");
     }
     assert!(faults >= 20, "only {faults} faults happened");
+}
+
+/// An fsync that failed is not asked again: the kernel may have forgotten the lost page, and would say yes.
+#[test]
+fn a_failed_fsync_abandons_the_segment_and_writes_the_batch_elsewhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = spool(&folder, |_| ());
+    spool.append(records(0..4));
+    let accepted_bytes = spool.open[0].bytes();
+    // The write, and then the fsync of an open segment.
+    faults::fail(1..2, io::ErrorKind::Other);
+    assert_eq!(spool.append(records(4..8)), accepted(4));
+    assert!(faults::happened());
+    spool.close_due(noon(), true);
+    let [abandoned, other] = spool.closed() else { panic!("{:?}", spool.closed()) };
+    assert_eq!(ids(std::slice::from_ref(abandoned)), ["r0", "r1", "r2", "r3"]);
+    assert_eq!(ids(std::slice::from_ref(other)), ["r4", "r5", "r6", "r7"]);
+    assert_eq!(fs::metadata(&abandoned.path).unwrap().len(), accepted_bytes, "nothing of the batch is left in it");
+    assert_ne!(contents(abandoned).header.id, contents(other).header.id);
 }
 
 /// Lets the disk fail a batch for good, and the next one not.
