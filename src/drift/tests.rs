@@ -84,7 +84,7 @@ impl Bench {
 
     /// One whose drift is kept in `file`.
     fn kept(seed: u64, config: Config, found: Result<Option<Baseline>, BaselineError>, file: &Path) -> Self {
-        Self::watching(seed, Drift::open(config, file.to_owned()), found)
+        Self::watching(seed, Drift::open(config, file.to_owned(), Vec::new()), found)
     }
 
     fn watching(seed: u64, drift: Drift, found: Result<Option<Baseline>, BaselineError>) -> Self {
