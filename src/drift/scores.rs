@@ -305,6 +305,20 @@ mod tests {
         }
     }
 
+    /// Twenty bins and a missing value, few rows: chi-square alone is exceeded in more than 2 % of such samples.
+    #[test]
+    fn the_heavier_tail_of_few_rows_is_covered() {
+        let mut draw = fastrand::Rng::with_seed(9);
+        let mut sample = |rows: u64| {
+            let mut counts = [0; 21];
+            (0..rows).for_each(|_| counts[draw.usize(..21)] += 1);
+            counts
+        };
+        let exceeds = |e: &[u64], o: &[u64]| psi(e, o) > psi_by_chance(200, 1000, 21, chance_point(21, 0.01));
+        let exceeded = (0..3000).filter(|_| exceeds(&sample(1000), &sample(200))).count();
+        assert!(exceeded <= 45, "{exceeded} of 3000 for thirty that are stated");
+    }
+
     #[test]
     fn rows_beyond_the_range_of_others_are_as_rare_as_stated() {
         let mut draw = fastrand::Rng::with_seed(4);

@@ -75,6 +75,17 @@ fn values(number: u64) -> (f64, String) {
     (f64::from(u32::try_from(number % 9973).unwrap()) + 0.5, format!("job {}", number % 101))
 }
 
+/// Ends a child that breaks, although its clients would go on for ever.
+struct EndIfBroken;
+
+impl Drop for EndIfBroken {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
 /// What the child of the kill test does: sixteen clients offer samples, and it says how many are accepted and when it
 /// sends them, until it is killed. Reads its folder, the bucket's address and its first number from standard input.
 #[test]
@@ -93,6 +104,7 @@ fn accepts_samples_until_it_is_killed() {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     thread::scope(|threads| {
+        let _end = EndIfBroken;
         for _ in 0..CLIENTS {
             threads.spawn(|| line.offer_for_ever(offer));
         }
