@@ -12,6 +12,7 @@ RUN sh /fetch-onnxruntime.sh /lib-onnxruntime
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
+COPY crates crates
 COPY src src
 COPY config config
 COPY demo demo

@@ -3,7 +3,7 @@
 PYTHON ?= python3
 CARGO ?= cargo
 
-.PHONY: help demo test check bench servers acceptance
+.PHONY: help demo test test-nightly figures check bench servers acceptance
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,12 +15,24 @@ demo: lib/libonnxruntime ## build, serve the bundled model, print a key and a cu
 test: lib/libonnxruntime servers ## every test, against real MLflow and Redis servers
 	@# As a user builds it: what only the tests' dependencies switch on is off.
 	$(CARGO) check --locked --bin modelgate
-	$(CARGO) test --locked
+	$(CARGO) test --locked --workspace
+
+test-nightly: lib/libonnxruntime servers ## the tests at full size, in release: up to 90 minutes on two cores
+	@echo "nightly tests:" && scripts/ignored-tests.sh nightly | sed 's/^/  /'
+	$(CARGO) test --release --locked --lib --test it --no-run
+	@# One at a time: most of them want the whole machine.
+	timeout 80m $(CARGO) test --release --locked --lib --test it -- \
+		--ignored --nocapture --test-threads 1 $$(scripts/ignored-tests.sh nightly)
+
+figures: lib/libonnxruntime servers ## what the tests can measure; BENCHMARKS.md says which figure comes from where
+	$(CARGO) test --release --locked --lib --test it -- \
+		--ignored --nocapture --test-threads 1 $$(scripts/ignored-tests.sh figure)
 
 check: lib/libonnxruntime ## format, lints, licences and advisories
-	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
-	$(CARGO) deny --version >/dev/null 2>&1 && $(CARGO) deny check || echo "cargo-deny is not installed: licences not checked"
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
+	else echo "cargo-deny is not installed: licences not checked"; fi
 
 bench: lib/libonnxruntime ## the figures of BENCHMARKS.md, measured side by side
 	$(CARGO) bench --locked --bench request

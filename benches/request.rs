@@ -31,6 +31,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+#[path = "support/wire.rs"]
+mod wire;
+
+use wire::{Connection, create_key, free_address};
+
 const CONNECTIONS: usize = 16;
 const ROUNDS: usize = 7;
 const ROUND: Duration = Duration::from_secs(3);
@@ -175,7 +180,8 @@ impl Gateway {
         let model = MODELS.iter().find(|model| self.folder.path().join("registry").join(model).exists()).unwrap();
         let request = self.request(model);
         let end = Instant::now() + Duration::from_mins(1);
-        while ask_once(self.data, &request) != Some(200) {
+        let ask_once = || Connection::open(self.data)?.ask(&request).map(|answer| answer.status);
+        while ask_once() != Some(200) {
             assert!(Instant::now() < end, "the gateway gives no answer");
             thread::sleep(Duration::from_millis(1));
         }
@@ -226,17 +232,6 @@ namespace = "Bench"
 [capture]
 sink = "file:{folder}/samples"
 "#;
-
-fn create_key(file: &Path) -> String {
-    let made = Command::new(env!("CARGO_BIN_EXE_modelgate"))
-        .args(["keys", "create", "--name", "bench", "--plan", "bench", "--config"])
-        .arg(file)
-        .output()
-        .unwrap();
-    let text = String::from_utf8(made.stdout).unwrap();
-    let words = text.split(|c: char| c.is_whitespace());
-    words.into_iter().find(|word| word.starts_with("mg_live_")).expect("keys create prints a key").to_owned()
-}
 
 /// axum and nothing else: reads the body, answers a fixed text as long as an answer.
 fn empty_handler() {
@@ -346,12 +341,12 @@ fn load(address: SocketAddr, request: &[u8], during: Duration) -> Vec<Duration> 
     let end = Instant::now() + during;
     thread::scope(|scope| {
         let connection = || {
-            let mut stream = BufReader::new(connect(address));
+            let mut connection = Connection::open(address).unwrap();
             let mut took = Vec::new();
             while Instant::now() < end {
                 let begun = Instant::now();
-                stream.get_mut().write_all(request).unwrap();
-                assert_eq!(read_answer(&mut stream), Some(200), "an answer under load was not 200");
+                let answer = connection.ask(request).expect("every request is answered");
+                assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
                 took.push(begun.elapsed());
             }
             took
@@ -359,43 +354,6 @@ fn load(address: SocketAddr, request: &[u8], during: Duration) -> Vec<Duration> 
         let workers: Vec<_> = (0..CONNECTIONS).map(|_| scope.spawn(connection)).collect();
         workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
     })
-}
-
-fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(address).unwrap();
-    stream.set_nodelay(true).unwrap();
-    stream
-}
-
-fn ask_once(address: SocketAddr, request: &[u8]) -> Option<u16> {
-    let mut stream = TcpStream::connect(address).ok()?;
-    stream.write_all(request).ok()?;
-    read_answer(&mut BufReader::new(stream))
-}
-
-/// Reads one answer to its end; its status.
-fn read_answer(stream: &mut BufReader<TcpStream>) -> Option<u16> {
-    let (mut line, mut status, mut length) = (String::new(), None, 0);
-    loop {
-        line.clear();
-        if stream.read_line(&mut line).ok()? == 0 {
-            return None;
-        }
-        let trimmed = line.trim_end();
-        if trimmed.is_empty() {
-            break;
-        }
-        if status.is_none() {
-            status = trimmed.split(' ').nth(1)?.parse().ok();
-        } else if let Some((name, value)) = trimmed.split_once(':')
-            && name.eq_ignore_ascii_case("content-length")
-        {
-            length = value.trim().parse().ok()?;
-        }
-    }
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).ok()?;
-    status
 }
 
 // --- surroundings ---------------------------------------------------------------------------------------------------------
@@ -440,10 +398,6 @@ fn swallow(stream: TcpStream, calls: &AtomicU64) {
             return;
         }
     }
-}
-
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 fn fixture(model: &str) -> PathBuf {

@@ -9,28 +9,32 @@ use std::time::Duration;
 
 use anyhow::Context;
 use aws_config::SdkConfig;
+use aws_types::service_config::ServiceConfigKey;
+use futures_util::FutureExt as _;
+use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::auth::ApiKeys;
+use crate::auth::{ApiKeys, PinTo};
 use crate::capture::sink::Sink;
 use crate::capture::{self, Capture};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::drift::Drift;
+use crate::feedback::{self, Feedback, Keeper, Sender};
 use crate::manager::admission::probe;
 use crate::manager::history::History;
 use crate::manager::{Manager, Parts};
-use crate::metrics::{Metrics, cloudwatch};
+use crate::metrics::{Flusher, Metrics};
 use crate::model::runtime::Runtime;
 use crate::model::shadow::Comparer;
-use crate::model::{self, Models, orders, shadow};
+use crate::model::{self, Models, Target, held, orders, shadow};
 use crate::quota::Quota;
-use crate::registry::Registry;
 use crate::registry::cache::Cache;
+use crate::registry::{self, Registry, S3};
 use crate::server::{self, Readiness, State, Traffic, Webhook};
 use crate::task::{self, Tasks};
 use crate::telemetry;
@@ -41,6 +45,7 @@ mod demo;
 mod doctor;
 pub mod operate;
 pub mod replay;
+mod sinks;
 mod verify;
 
 pub use baseline::{BaselineSources, FeatureSource, baseline};
@@ -49,8 +54,9 @@ pub use doctor::doctor;
 pub use operate::operate;
 pub use verify::verify;
 
-/// How soon a key that was revoked in another process stops working here.
-const KEY_REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the key store is looked at: a change made in another process works here within a second, with time to spare
+/// for reading a million keys.
+const KEY_REFRESH_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How often what idle callers had set aside is given back.
 const SETTLE_INTERVAL: Duration = Duration::from_secs(1);
@@ -112,15 +118,22 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     let Surroundings { clock, seed } = surroundings;
     make_data_dir(&config.data_dir)?;
     let runtime = load_runtime(config.onnxruntime.clone()).await?;
-    let keys = Arc::new(ApiKeys::open(config.auth, &mut getrandom::fill)?);
-    let quota = Arc::new(Quota::open(config.quota)?);
-    let metrics = Metrics::new(config.metrics);
+    let keys = ApiKeys::open(config.auth, &mut getrandom::fill)?.with_pins(config.pins);
+    let keys = Arc::new(keys);
+    let (tell, stays) = held::line();
+    tell.send_replace(who_stays(&keys, clock.now()));
+    let quota = Arc::new(Quota::open(config.quota, &mut getrandom::fill)?);
+    // What samples may not hold, metrics may not show.
+    let withheld = config.capture.as_ref().map(|capture| capture.protect.names()).unwrap_or_default();
+    let metrics = Metrics::withholding(config.metrics, withheld);
     let drift = Drift::open(config.drift, config.data_dir.join("drift.state"));
     let aws = Aws::default();
+    let samples = config.capture.as_ref().map(|capture| capture.sink.clone());
     let (capture, capture_writer) = open_capture(config.capture, &aws, seed).await?;
+    let (feedback, labels) = open_feedback(config.feedback, samples.as_ref(), &aws).await?;
     let (models, publisher) = model::published(config.manager.models.iter().map(|model| model.name.clone()));
     let cache = Cache::open(config.data_dir.join("cache")).context("cannot open the model cache")?;
-    let registry = Registry::new(config.registry, http_client()?);
+    let registry = open_registry(config.registry, &aws)?;
     let poll_interval = config.manager.poll_interval;
     let history = History::open(&config.data_dir.join("history.db")).context("cannot open the history of versions")?;
     let (orders, inbox) = orders::channel();
@@ -131,7 +144,9 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
         runtime: runtime.clone(),
         publisher,
         drift: drift.clone(),
+        metrics: metrics.clone(),
         inbox,
+        stays,
         history,
         clock: clock.clone(),
     };
@@ -150,6 +165,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
         metrics: metrics.clone(),
         drift: drift.clone(),
         capture,
+        feedback: feedback.clone(),
         readiness: readiness.clone(),
         clock: clock.clone(),
         poll_interval,
@@ -175,20 +191,23 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     front.spawn("admin-listener", server::serve(admin, admin_routes, config.server, front.stopping()));
     back.spawn("registry", follow_registry(manager, seed, back.stopping()));
     back.spawn("shadow", compare(comparer, back.stopping()));
-    back.spawn("keys", refresh_keys(keys, back.stopping()));
+    back.spawn("keys", refresh_keys(keys, tell, clock.clone(), back.stopping()));
     back.spawn("usage", settle_usage(quota, clock.clone(), back.stopping()));
     back.spawn(
         "drift",
         follow_drift(drift.clone(), running.models.clone(), metrics.clone(), clock.clone(), back.stopping()),
     );
     back.spawn("drift-state", keep_drift(drift, clock.clone(), back.stopping()));
+    if let Some((keeper, sender)) = labels {
+        let accuracy = show_accuracy(feedback, running.models.clone(), metrics.clone(), back.stopping());
+        back.spawn("accuracy", accuracy);
+        back.spawn("labels", keep_labels(keeper, sender, clock.clone(), back.stopping()));
+    }
     if let Some(writer) = capture_writer {
         back.spawn("capture", write_samples(writer, clock.clone(), back.stopping()));
     }
-    if let Some(to) = config.cloudwatch {
-        let client = cloudwatch::client(aws.config().await);
-        let flusher = cloudwatch::Flusher::new(metrics, client, to.clone());
-        back.spawn("cloudwatch", send_metrics(flusher, to.interval, clock, back.stopping()));
+    for (name, interval, flusher) in sinks::open(config.sinks, &metrics, &aws, clock.now()).await? {
+        back.spawn(name, send_metrics(flusher, interval, clock.clone(), back.stopping()));
     }
     info!(data = %running.data, admin = %running.admin, onnxruntime = %runtime.version(), "listening on {}, admin on {}", running.data, running.admin);
     Ok(running)
@@ -307,6 +326,20 @@ async fn open_capture(
     Ok((capture, Some(writer)))
 }
 
+async fn open_feedback(
+    config: Option<feedback::Config>,
+    samples: Option<&capture::sink::Config>,
+    aws: &Aws,
+) -> anyhow::Result<(Feedback, Option<(Keeper, Option<Sender>)>)> {
+    let Some(config) = config else { return Ok((Feedback::off(), None)) };
+    let sink = match samples {
+        Some(samples) => Some(open_sink(samples, aws).await),
+        None => None,
+    };
+    let (feedback, keeper, sender) = feedback::open(config, sink)?;
+    Ok((feedback, Some((keeper, sender))))
+}
+
 async fn open_sink(config: &capture::sink::Config, aws: &Aws) -> Sink {
     match config {
         capture::sink::Config::Directory(folder) => Sink::Directory(folder.clone()),
@@ -322,18 +355,47 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
 }
 
 /// The client for registries. Follows no redirect: credentials never go to another host.
-fn http_client() -> anyhow::Result<reqwest::Client> {
-    reqwest::Client::builder()
+fn http_client(ca_file: Option<&Path>) -> anyhow::Result<reqwest::Client> {
+    let builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .user_agent(concat!("modelgate/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(Duration::from_secs(10))
-        .build()
-        .context("cannot build the HTTP client")
+        .connect_timeout(Duration::from_secs(10));
+    let builder = match ca_file {
+        Some(file) => builder.tls_certs_merge(certificates(file)?),
+        None => builder,
+    };
+    builder.build().context("cannot build the HTTP client")
+}
+
+fn certificates(file: &Path) -> anyhow::Result<Vec<reqwest::Certificate>> {
+    let what = || format!("cannot read certificates from `{}` (registry.ca_file)", file.display());
+    let pem = std::fs::read(file).with_context(what)?;
+    let certificates = reqwest::Certificate::from_pem_bundle(&pem).with_context(what)?;
+    anyhow::ensure!(!certificates.is_empty(), "{}: there is no certificate in it", what());
+    Ok(certificates)
+}
+
+/// The registry, with a way to read what it keeps in S3 and does not hand on.
+fn open_registry(config: registry::Config, aws: &Aws) -> anyhow::Result<Registry> {
+    let (endpoint, ca_file) = match &config {
+        registry::Config::Mlflow(server) => (server.s3_endpoint.clone(), server.ca_file.clone()),
+        registry::Config::Directory(_) => (None, None),
+    };
+    let aws = aws.clone();
+    let connect = move || {
+        let (aws, endpoint) = (aws.clone(), endpoint.clone());
+        async move {
+            let config = aws.config().await;
+            s3_client_at(config, endpoint.map(String::from).or_else(|| s3_endpoint(config)))
+        }
+        .boxed()
+    };
+    Ok(Registry::new(config, http_client(ca_file.as_deref())?).with_s3(S3::new(connect)))
 }
 
 /// The AWS SDK's configuration, looked up only by those who need it: without a region it asks the instance's metadata.
-#[derive(Default)]
-struct Aws(OnceCell<SdkConfig>);
+#[derive(Clone, Default)]
+struct Aws(Arc<OnceCell<SdkConfig>>);
 
 impl Aws {
     async fn config(&self) -> &SdkConfig {
@@ -341,10 +403,26 @@ impl Aws {
     }
 }
 
-/// A stand-in for S3 rarely answers under `<bucket>.<host>`: where the endpoint is given, the bucket goes into the path.
+/// A client of S3 where the environment says it is.
 fn s3_client(config: &SdkConfig) -> aws_sdk_s3::Client {
-    let path_style = config.endpoint_url().is_some();
-    aws_sdk_s3::Client::from_conf(aws_sdk_s3::config::Builder::from(config).force_path_style(path_style).build())
+    s3_client_at(config, s3_endpoint(config))
+}
+
+/// A stand-in for S3 rarely answers under `<bucket>.<host>`: where the endpoint is given, the bucket goes into the path.
+fn s3_client_at(config: &SdkConfig, endpoint: Option<String>) -> aws_sdk_s3::Client {
+    let builder = aws_sdk_s3::config::Builder::from(config).force_path_style(endpoint.is_some());
+    let builder = match endpoint {
+        Some(endpoint) => builder.endpoint_url(endpoint),
+        None => builder,
+    };
+    aws_sdk_s3::Client::from_conf(builder.build())
+}
+
+/// `AWS_ENDPOINT_URL_S3`, or else `AWS_ENDPOINT_URL`, or what a profile says in their place.
+fn s3_endpoint(config: &SdkConfig) -> Option<String> {
+    let key = ServiceConfigKey::builder().service_id("S3").env("AWS_ENDPOINT_URL").profile("endpoint_url").build();
+    let own = key.ok().zip(config.service_config()).and_then(|(key, settings)| settings.load_config(key));
+    own.or_else(|| config.endpoint_url().map(str::to_owned))
 }
 
 async fn load_aws_config() -> SdkConfig {
@@ -380,12 +458,25 @@ async fn compare(mut comparer: Comparer, stop: CancellationToken) {
     }
 }
 
-async fn refresh_keys(keys: Arc<ApiKeys>, stop: CancellationToken) {
+/// What callers stay on, for the control plane.
+fn who_stays(keys: &ApiKeys, now: Timestamp) -> held::Asked {
+    let targets = |pinned: Vec<PinTo>| pinned.iter().map(Target::from).collect();
+    keys.pinned(now).into_iter().map(|(model, pinned)| (model, targets(pinned))).collect()
+}
+
+async fn refresh_keys(keys: Arc<ApiKeys>, tell: held::Teller, clock: Clock, stop: CancellationToken) {
     let mut pace = Pace::new(KEY_REFRESH_INTERVAL, stop);
     let mut healthy = true;
     while pace.next().await {
-        let keys = Arc::clone(&keys);
-        let refreshed = tokio::task::spawn_blocking(move || keys.refresh_once()).await;
+        let store = Arc::clone(&keys);
+        let refreshed = tokio::task::spawn_blocking(move || store.refresh_once()).await;
+        // Pins end by the clock, too, whether or not the store changes.
+        let asked = who_stays(&keys, clock.now());
+        tell.send_if_modified(|before| {
+            let changed = *before != asked;
+            *before = asked;
+            changed
+        });
         match refreshed {
             Ok(Ok(_)) => healthy = true,
             Ok(Err(error)) if healthy => {
@@ -421,7 +512,9 @@ async fn follow_drift(drift: Drift, models: Models, metrics: Metrics, clock: Clo
     while pace.next().await {
         let now = clock.now();
         drift.settle_once(now);
-        metrics.show_drift(&drift.reports(&models.snapshot(), now));
+        let served = models.snapshot();
+        metrics.show_drift(&drift.reports(&served, now));
+        metrics.show_served(served.iter().filter_map(|(_, entry)| entry.serving.as_ref()).map(|model| model.id()));
     }
 }
 
@@ -434,13 +527,50 @@ async fn keep_drift(drift: Drift, clock: Clock, stop: CancellationToken) {
     drift.save_once(clock.now()).await;
 }
 
-async fn send_metrics(mut flusher: cloudwatch::Flusher, interval: Duration, clock: Clock, stop: CancellationToken) {
+async fn send_metrics(mut flusher: Flusher, interval: Duration, clock: Clock, stop: CancellationToken) {
     let mut pace = Pace::new(interval, stop);
     while pace.next().await {
         flusher.flush_once(clock.now()).await;
     }
     if tokio::time::timeout(LAST_FLUSH, flusher.flush_once(clock.now())).await.is_err() {
-        warn!("CloudWatch did not take the last measurements in time; they are lost");
+        warn!("the last measurements were not taken in time; they are lost");
+    }
+}
+
+async fn show_accuracy(feedback: Feedback, models: Models, metrics: Metrics, stop: CancellationToken) {
+    let mut pace = Pace::new(DRIFT_INTERVAL, stop);
+    while pace.next().await {
+        let set = models.snapshot();
+        let serving = set.iter().filter_map(|(_, entry)| entry.serving.as_ref());
+        let figures = serving.filter_map(|model| Some((Arc::clone(model.id()), feedback.figures(model.id())?)));
+        metrics.show_accuracy(&figures.collect::<Vec<_>>());
+    }
+}
+
+/// Keeps answers and labels as they come, and sends labels to the sink; to the end, when no listener takes any more.
+async fn keep_labels(mut keeper: Keeper, mut sender: Option<Sender>, clock: Clock, stop: CancellationToken) {
+    let keep = async {
+        loop {
+            tokio::select! {
+                more = keeper.keep_once(|| clock.now()) => if !more { return },
+                () = stop.cancelled() => return,
+            }
+        }
+    };
+    let send = async {
+        let mut pace = Pace::new(CAPTURE_FLUSH_INTERVAL, stop.clone());
+        while pace.next().await {
+            if let Some(sender) = &mut sender {
+                sender.flush_once(clock.now(), false).await;
+            }
+        }
+    };
+    tokio::join!(keep, send);
+    keeper.keep_all(clock.now()).await;
+    if let Some(sender) = &mut sender
+        && tokio::time::timeout(LAST_FLUSH, sender.flush_once(clock.now(), true)).await.is_err()
+    {
+        warn!("labels could not be sent in time; they wait in data_dir for the next start");
     }
 }
 

@@ -7,6 +7,7 @@ mod import;
 mod key;
 mod lifecycle;
 mod pepper;
+mod pins;
 mod private;
 mod scope;
 pub(crate) mod store;
@@ -34,6 +35,7 @@ use store::StoredKey;
 pub use import::{ImportError, Imported, Mistake, Plans};
 pub use key::well_formed_id;
 pub use lifecycle::NewKey;
+pub use pins::{NoPin, Pin, PinTo, PlanPins, moment};
 pub use scope::{NoScope, Scope, Scopes};
 
 /// The name of a usage plan, as in `[plans.<name>]`.
@@ -82,6 +84,7 @@ pub struct Caller {
     pub account: KeyId,
     access: Access,
     scopes: Scopes,
+    pins: Vec<Pin>,
 }
 
 /// A key as its owner may see it.
@@ -220,7 +223,7 @@ pub enum StoreError {
     /// A name nobody could read back.
     #[error("a key's name is 1 to {NAME_MAX_CHARS} characters without control characters")]
     BadName,
-    /// A key that has ended cannot be replaced or enabled.
+    /// A key that has ended cannot be changed.
     #[error("the key `{0}` has ended: make a new one with `keys create`")]
     Ended(KeyId),
     /// A key has one successor.
@@ -230,6 +233,29 @@ pub enum StoreError {
         id: KeyId,
         /// Its successor.
         by: KeyId,
+    },
+    /// A pin that would hold for nobody.
+    #[error("the date {0} is past: give one to come")]
+    PinIsPast(Timestamp),
+    /// Every version that callers stay on takes memory.
+    #[error(
+        "no more than {room} versions of `{model}` are held for callers who stay (engine.max_held), and these are: {held}"
+    )]
+    NoRoomForPin {
+        /// The model.
+        model: String,
+        /// How many there may be.
+        room: usize,
+        /// What callers stay on already.
+        held: String,
+    },
+    /// Nothing to undo.
+    #[error("the key `{id}` is not pinned to a version of `{model}`")]
+    NotPinned {
+        /// The key.
+        id: KeyId,
+        /// The model.
+        model: String,
     },
     /// Keys from elsewhere that cannot be taken over.
     #[error(transparent)]
@@ -253,6 +279,24 @@ impl Caller {
         }
     }
 
+    /// Whether this caller may label answers of `model`.
+    #[must_use]
+    pub fn may_label(&self, model: &str) -> bool {
+        let in_plan = match &self.access {
+            Access::All => true,
+            Access::Only(models) => models.contains(model),
+        };
+        in_plan && self.scopes.label(model)
+    }
+
+    /// Whether this caller may label any answers.
+    ///
+    /// # Errors
+    /// When its scopes do not name it.
+    pub fn may_label_any(&self) -> Result<(), AuthError> {
+        if self.scopes.label_any() { Ok(()) } else { Err(AuthError::OutOfScope) }
+    }
+
     /// Whether this caller may read its own usage.
     ///
     /// # Errors
@@ -265,19 +309,22 @@ impl Caller {
 /// Every key, in memory, as the store last had them.
 pub struct ApiKeys {
     plans: BTreeMap<PlanName, Access>,
+    plan_pins: PlanPins,
     pepper: Pepper,
     live: ArcSwap<LiveKeys>,
     attempts: Attempts,
     store: Mutex<Store>,
 }
 
-/// Keys that are not revoked.
+/// Every key, those that have ended included: who still sends one of them is no guesser.
 #[derive(Default)]
 struct LiveKeys {
     /// By the id in their text.
     ours: HashMap<key::Id, LiveKey, RandomState>,
     /// By the first bytes of their keyed hash: what their text looks like is their maker's business.
     imported: HashMap<HashPrefix, LiveKey, RandomState>,
+    /// What any of them stays on, no longer than the key lives.
+    pins: Vec<Pin>,
 }
 
 /// Of a million keys two begin alike once in forty million stores, and then one of them is not found.
@@ -285,12 +332,40 @@ type HashPrefix = [u8; 8];
 
 struct LiveKey {
     hash: Digest,
+    switch: Switch,
     expires: Option<Timestamp>,
-    is_disabled: bool,
     /// The address it was last used from, as a [`Subject`]'s bits.
     last_address: AtomicU64,
     /// Made once, so that a request clones a pointer.
     caller: Arc<Caller>,
+}
+
+/// Whether a key works, its end aside.
+#[derive(Clone, Copy, Debug)]
+enum Switch {
+    On,
+    /// Until it is enabled.
+    Off,
+    /// For good.
+    Revoked,
+}
+
+/// Why a key does not open the door.
+enum Refused {
+    /// It is none of ours.
+    Unknown,
+    /// It was one of ours.
+    Ended,
+    Disabled,
+}
+
+impl From<Refused> for AuthError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Unknown | Refused::Ended => Self::Unknown,
+            Refused::Disabled => Self::Disabled,
+        }
+    }
 }
 
 impl LiveKeys {
@@ -301,19 +376,25 @@ impl LiveKeys {
         }
     }
 
-    /// Takes `key` in, unless it has ended. What `before` knew of its address stays known.
-    fn add(&mut self, key: StoredKey, plans: &BTreeMap<PlanName, Access>, before: &Self) {
+    /// Takes `key` in. What `before` knew of its address stays known.
+    fn add(&mut self, key: StoredKey, plans: &BTreeMap<PlanName, Access>, pins: &[Pin], before: &Self) {
         let StoredKey { record, hash } = key;
         // What is no id can be no caller's: `key::parse` never yields it.
-        let Some(id) = key::parse_id(&record.id).filter(|_| record.revoked.is_none()) else { return };
+        let Some(id) = key::parse_id(&record.id) else { return };
         let id = (!record.imported).then_some(id);
         let known = before.find(id, &hash).map_or(0, |key| key.last_address.load(Ordering::Relaxed));
+        let end = record.expires.unwrap_or(Timestamp::MAX);
+        self.pins.extend(pins.iter().map(|pin| Pin { until: pin.until.min(end), ..pin.clone() }));
         let live = LiveKey {
             hash,
+            switch: match (record.revoked, record.disabled) {
+                (Some(_), _) => Switch::Revoked,
+                (None, Some(_)) => Switch::Off,
+                (None, None) => Switch::On,
+            },
             expires: record.expires,
-            is_disabled: record.disabled.is_some(),
             last_address: known.into(),
-            caller: Arc::new(caller(record, plans)),
+            caller: Arc::new(Caller { pins: pins.to_vec(), ..caller(record, plans) }),
         };
         match id {
             Some(id) => drop(self.ours.insert(id, live)),
@@ -333,13 +414,15 @@ fn prefix(hash: &Digest) -> &HashPrefix {
 /// Who sends the key of `record`.
 fn caller(record: KeyRecord, plans: &BTreeMap<PlanName, Access>) -> Caller {
     let access = plans.get(record.plan.as_str()).cloned().unwrap_or_else(|| {
-        tracing::warn!(
-            key.id = &*record.id,
-            plan = record.plan,
-            "key `{}` may use no model: its plan `{}` is not configured",
-            record.id,
-            record.plan
-        );
+        if record.revoked.is_none() {
+            tracing::warn!(
+                key.id = &*record.id,
+                plan = record.plan,
+                "key `{}` may use no model: its plan `{}` is not configured",
+                record.id,
+                record.plan
+            );
+        }
         Access::Only(BTreeSet::new())
     });
     Caller {
@@ -349,6 +432,7 @@ fn caller(record: KeyRecord, plans: &BTreeMap<PlanName, Access>) -> Caller {
         account: record.account,
         access,
         scopes: record.scopes,
+        pins: Vec::new(),
     }
 }
 
@@ -371,6 +455,7 @@ impl ApiKeys {
         let store = Store { db, data_version: 0, generation: -1 };
         let keys = Self {
             plans: config.plans,
+            plan_pins: PlanPins::new(),
             pepper,
             live: ArcSwap::default(),
             attempts: Attempts::new(),
@@ -387,7 +472,8 @@ impl ApiKeys {
     /// # Errors
     /// When it is not a key of ours, or no longer, or disabled.
     pub fn authenticate(&self, key: &str, now: Timestamp) -> Result<Arc<Caller>, AuthError> {
-        self.verify(&self.live.load(), key, now).map(|key| Arc::clone(&key.caller))
+        let caller = self.verify(&self.live.load(), key, now).map(|key| Arc::clone(&key.caller))?;
+        Ok(caller)
     }
 
     /// As [`authenticate`](Self::authenticate), for a request from `address`: ten attempts in a row that fail, and the
@@ -395,7 +481,8 @@ impl ApiKeys {
     ///
     /// Whoever has the right key is let in from any other address, so that guessing at a key shuts nobody out; and from
     /// this one too if it used the key before, so that behind a load balancer, where all have one address, one cannot
-    /// shut out the others.
+    /// shut out the others. A key that has ended is refused and not counted: a program that was left behind by a
+    /// rotation guesses at nothing.
     ///
     /// # Errors
     /// As `authenticate`, and when the address or the key id has failed too often.
@@ -412,8 +499,8 @@ impl ApiKeys {
                 key.note_address(from);
                 Ok(Arc::clone(&key.caller))
             }
-            Err(AuthError::Unknown) => Err(self.failed(key, from)),
-            Err(error) => Err(error),
+            Err(Refused::Unknown) => Err(self.failed(key, from)),
+            Err(refused @ (Refused::Ended | Refused::Disabled)) => Err(refused.into()),
         }
     }
 
@@ -427,20 +514,22 @@ impl ApiKeys {
         }
     }
 
-    fn verify<'l>(&self, live: &'l LiveKeys, key: &str, now: Timestamp) -> Result<&'l LiveKey, AuthError> {
+    fn verify<'l>(&self, live: &'l LiveKeys, key: &str, now: Timestamp) -> Result<&'l LiveKey, Refused> {
         let id = key::parse(key);
         let can_be_imported = !live.imported.is_empty() && import::is_key(key);
         if id.is_none() && !can_be_imported {
-            return Err(AuthError::Unknown);
+            return Err(Refused::Unknown);
         }
         let hash = self.pepper.digest(key);
         let found = live.find(id, &hash);
         let expected = found.map_or(&[0; 32], |key| &key.hash);
         let matches = bool::from(hash.ct_eq(expected));
-        match found {
-            Some(key) if matches && key.is_disabled => Err(AuthError::Disabled),
-            Some(key) if matches && key.expires.is_none_or(|end| now < end) => Ok(key),
-            _ => Err(AuthError::Unknown),
+        let key = found.filter(|_| matches).ok_or(Refused::Unknown)?;
+        match key.switch {
+            Switch::Revoked => Err(Refused::Ended),
+            Switch::Off => Err(Refused::Disabled),
+            Switch::On if key.expires.is_some_and(|end| end <= now) => Err(Refused::Ended),
+            Switch::On => Ok(key),
         }
     }
 
@@ -477,8 +566,10 @@ impl ApiKeys {
         let changed = generation != store.generation;
         if changed {
             let (mut live, before) = (LiveKeys::default(), self.live.load());
+            let pins = pins::read(&tx)?;
             for key in store::keys(&tx)? {
-                live.add(key, &self.plans, &before);
+                let pins = pins.get(&key.record.account).map_or(&[][..], Vec::as_slice);
+                live.add(key, &self.plans, pins, &before);
             }
             self.live.store(Arc::new(live));
             // Who was told that a key is none before it was read here is not made to wait for it.

@@ -12,11 +12,13 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 
-use crate::{auth, capture, drift, manager, metrics, registry, server, telemetry};
+use crate::{auth, capture, drift, feedback, manager, registry, server, telemetry};
 
 mod effective;
 mod layer;
+mod metrics;
 mod models;
+mod pins;
 mod quota;
 mod reader;
 mod rollout;
@@ -54,18 +56,33 @@ pub struct Config {
     pub webhook_secret: Option<SecretString>,
     /// Where keys live and what plans allow.
     pub auth: auth::Config,
+    /// Versions that plans stay on.
+    pub pins: auth::PlanPins,
     /// Plans.
     pub quota: crate::quota::Config,
     /// What is measured.
-    pub metrics: metrics::Config,
+    pub metrics: crate::metrics::Config,
     /// How drift is looked for.
     pub drift: drift::Config,
-    /// Whether and where measurements go to CloudWatch.
-    pub cloudwatch: Option<metrics::cloudwatch::Config>,
+    /// Where measurements go.
+    pub sinks: Sinks,
     /// Whether and where samples are kept.
     pub capture: Option<capture::Config>,
+    /// Whether labels are taken.
+    pub feedback: Option<feedback::Config>,
     /// Logs and traces.
     pub telemetry: telemetry::Config,
+}
+
+/// Where measurements go besides Prometheus: to as many of these as there are.
+#[derive(Clone, Debug, Default)]
+pub struct Sinks {
+    /// CloudWatch's API.
+    pub cloudwatch: Option<crate::metrics::cloudwatch::Config>,
+    /// Standard output, for CloudWatch Logs.
+    pub emf: Option<crate::metrics::cloudwatch::Config>,
+    /// An OpenTelemetry collector.
+    pub otlp: Option<crate::metrics::otlp::Config>,
 }
 
 /// Where configuration comes from.
@@ -195,12 +212,14 @@ fn file(path: &Path) -> Result<Table, Vec<Mistake>> {
 }
 
 /// Variables other programs know, and the keys they set. Unset and empty are the same, as these programs have it.
-const STANDARD_VARIABLES: [(&str, &[&str]); 7] = [
+const STANDARD_VARIABLES: [(&str, &[&str]); 9] = [
     ("MLFLOW_TRACKING_URI", &["registry", "uri"]),
     ("MLFLOW_TRACKING_USERNAME", &["registry", "username"]),
     ("MLFLOW_TRACKING_PASSWORD", &["registry", "password"]),
     ("MLFLOW_TRACKING_TOKEN", &["registry", "token"]),
     ("MLFLOW_WORKSPACE", &["registry", "workspace"]),
+    ("MLFLOW_TRACKING_SERVER_CERT_PATH", &["registry", "ca_file"]),
+    ("MLFLOW_S3_ENDPOINT_URL", &["registry", "s3_endpoint"]),
     ("ORT_DYLIB_PATH", &["onnxruntime"]),
     ("RUST_LOG", &["telemetry", "log_filter"]),
 ];
@@ -258,23 +277,26 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
     let data_dir = root.defaulted("data_dir", value::path);
     let onnxruntime = root.optional("onnxruntime", value::path);
     let server = sections::server(root.section("server"));
-    let slots = sections::engine(root.section("engine"), sources.processors);
+    let sections::Engine { slots, max_held } = sections::engine(root.section("engine"), sources.processors);
     let admission = sections::admission(root.section("admission"), &sources.env);
     let sections::Registry { config: registry, poll_interval, write_back, webhook_secret } =
         sections::registry(root.section("registry"));
     let (models, rates) = models::read(&mut root, sources.purpose);
     let store = data_dir.join("modelgate.db");
-    let plans = sections::plans(&mut root, &models, sources.purpose);
+    let plans = sections::plans(&mut root, &models, sources.purpose, max_held);
     let usage = quota::read(root.section("quota"), store.clone(), &plans.limits);
-    let (metrics, cloudwatch) = sections::metrics(root.section("metrics"));
+    let (metrics, sinks) = metrics::read(root.section("metrics"), &sources.env);
     let drift = sections::drift(root.section("drift"));
     let capture = root.optional_section("capture").and_then(|section| sections::capture(section, &data_dir, rates));
+    let labels =
+        root.optional_section("feedback").map(|section| sections::feedback(section, &data_dir, capture.as_ref()));
     let telemetry = sections::telemetry(root.section("telemetry"), &sources.env);
     root.finish();
     Config {
         auth: auth::Config { store, pepper: data_dir.join("pepper"), plans: plans.access },
         quota: crate::quota::Config { store: usage, plans: plans.limits },
-        manager: manager::Config { poll_interval, slots, admission, models, write_back },
+        pins: plans.pins,
+        manager: manager::Config { poll_interval, slots, max_held, admission, models, write_back },
         webhook_secret,
         data_dir,
         onnxruntime,
@@ -282,8 +304,9 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
         registry,
         metrics,
         drift,
-        cloudwatch,
+        sinks,
         capture,
+        feedback: labels,
         telemetry,
     }
 }

@@ -11,6 +11,7 @@ pub mod capture;
 pub mod clock;
 pub mod config;
 pub mod drift;
+pub mod feedback;
 pub mod manager;
 pub mod metrics;
 pub mod model;

@@ -1,7 +1,7 @@
 //! The command line: what is typed → one call, and how that call ended → an exit code.
 
 use std::ffi::OsString;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, BufRead as _, Read as _, Write as _};
 use std::num::NonZeroUsize;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -23,7 +23,8 @@ mod keys;
 /// `EX_CONFIG` of sysexits.h.
 const CONFIG_ERROR: u8 = 78;
 
-/// What `replay` exits with when the answers differ.
+/// What `replay` exits with when the answers differ, and `verify` when the version is not fit: both have done their work,
+/// and found what a script should tell from a failure of its own.
 const DIFFERENT: u8 = 3;
 
 const EXAMPLES: &str = "\
@@ -43,7 +44,7 @@ Examples:
   modelgate replay 019ad9c4-7b80-7c1e-9e70-3f2a5d1c8b46 --config gate.toml
       Whether the version that answered a stored request still answers the same.
   modelgate dashboard put --config gate.toml --alarm-action arn:aws:sns:eu-west-1:123456789012:on-call
-      A CloudWatch dashboard and alarms; says what they cost a month first.
+      A CloudWatch dashboard and alarms; says what they cost a month first, and asks.
   modelgate keys rotate 7Kq3ZrT0aB --overlap 24h
       A new key in the place of that one, which works on for a day.
   modelgate models history credit-score
@@ -155,7 +156,13 @@ enum Dashboard {
     /// Print the dashboard's body
     Print(Panel),
     /// Put the dashboard and its alarms into CloudWatch, in place of those of the same names
-    Put(Panel),
+    Put {
+        /// Do not ask whether the price is right
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        panel: Panel,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -166,9 +173,18 @@ struct Panel {
     /// The region; that of the AWS configuration if left out
     #[arg(long)]
     region: Option<String>,
-    /// Features of a model, for the price
+    /// Numeric features of a model, for the price
     #[arg(long, default_value_t = 20)]
     features: u32,
+    /// Text features of a model, for the price
+    #[arg(long, default_value_t = 0)]
+    text_features: u32,
+    /// Categories of a text feature, for the price
+    #[arg(long, default_value_t = 10)]
+    categories: u32,
+    /// Classes a model predicts, for the price
+    #[arg(long, default_value_t = 3)]
+    classes: u32,
     /// Who is told of an alarm, such as an SNS topic; may be given up to five times
     #[arg(long = "alarm-action", value_name = "ARN")]
     actions: Vec<String>,
@@ -189,6 +205,9 @@ struct Replay {
     /// Look only at this day's samples (UTC); the day in the id if left out
     #[arg(long, value_name = "YYYY-MM-DD")]
     date: Option<Date>,
+    /// Write the verdict and the answers as JSON
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     place: Place,
 }
@@ -306,15 +325,16 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             silence_runtime()?;
             replay.run()
         }
-        Command::Dashboard(Dashboard::Print(panel)) => panel.run(Task::Print),
-        Command::Dashboard(Dashboard::Put(panel)) => panel.run(Task::Put),
+        Command::Dashboard(Dashboard::Print(panel)) => panel.run(Task::Print, tell),
+        Command::Dashboard(Dashboard::Put { yes: true, panel }) => panel.run(Task::Put, tell),
+        Command::Dashboard(Dashboard::Put { yes: false, panel }) => panel.run(Task::Put, tell_and_ask),
         Command::Probe => run_probe(),
         Command::Models(models) => run_models(models),
         Command::Verify(Verify { version, json, gateway }) => {
             silence_runtime()?;
             let (text, good) = app::verify(gateway.sources_for(Purpose::Keys), &version, json)?;
             print(&text)?;
-            anyhow::ensure!(good, "the version is not fit to serve");
+            anyhow::ensure!(good, NotFit);
             Ok(())
         }
         Command::Doctor(gateway) => {
@@ -329,26 +349,47 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 }
 
 impl Panel {
-    /// The price goes beside the body, so that the body can be piped.
-    fn run(self, task: Task) -> anyhow::Result<()> {
-        let Self { name, region, features, actions, gateway } = self;
-        let options = app::dashboard::Options { name, region, features, actions };
-        let tell = |price: &str| io::stderr().write_all(price.as_bytes()).context("cannot write to standard error");
-        print(&app::dashboard::dashboard(&gateway.load()?, options, task, tell)?)
+    fn run(self, task: Task, may_go_on: fn(&str) -> anyhow::Result<bool>) -> anyhow::Result<()> {
+        let Self { name, region, features, text_features, categories, classes, actions, gateway } = self;
+        let model = app::dashboard::Shape { features, text_features, categories, classes };
+        let options = app::dashboard::Options { name, region, model, actions };
+        print(&app::dashboard::dashboard(&gateway.load()?, options, task, may_go_on)?)
     }
 }
+
+/// Tells the price beside the body, so that the body can be piped.
+fn tell(price: &str) -> anyhow::Result<bool> {
+    io::stderr().write_all(price.as_bytes()).context("cannot write to standard error")?;
+    Ok(true)
+}
+
+/// Tells the price, and takes what is typed for an answer. Where nobody types anything, that is a no.
+fn tell_and_ask(price: &str) -> anyhow::Result<bool> {
+    tell(&format!("{price}Put the dashboard and its alarms? [y/N] "))?;
+    let mut answer = String::new();
+    io::stdin().lock().take(ANSWER_MAX_BYTES).read_line(&mut answer).context("cannot read the answer")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// No more of an answer is read.
+const ANSWER_MAX_BYTES: u64 = 64;
 
 /// A replayed request was answered in another way than it was then.
 #[derive(Debug, thiserror::Error)]
 #[error("the version answers in another way than it did")]
 struct Different;
 
+/// A version was verified, and found unfit.
+#[derive(Debug, thiserror::Error)]
+#[error("the version is not fit to serve")]
+struct NotFit;
+
 impl Replay {
     fn run(self) -> anyhow::Result<()> {
-        let Self { request_id, samples, model, date, place } = self;
+        let Self { request_id, samples, model, date, json, place } = self;
         let config = place.load()?;
         let report = app::replay::replay(config, app::replay::Request { request_id, samples, model, date })?;
-        print(&report.to_string())?;
+        print(&if json { format!("{}\n", report.to_json()) } else { report.to_string() })?;
         anyhow::ensure!(report.verdict() != Verdict::Different, Different);
         Ok(())
     }
@@ -371,7 +412,7 @@ fn report(error: &anyhow::Error) -> ExitCode {
         (format!("{errors}\nmodelgate: {count} mistake{plural} in the configuration\n"), CONFIG_ERROR)
     } else {
         let causes: Vec<String> = error.chain().skip(1).map(|cause| format!("  because {cause}\n")).collect();
-        let code = if error.is::<Different>() { DIFFERENT } else { 1 };
+        let code = if error.is::<Different>() || error.is::<NotFit>() { DIFFERENT } else { 1 };
         (format!("modelgate: {error}\n{}", causes.concat()), code)
     };
     // With standard error closed there is nobody left to tell.

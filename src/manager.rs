@@ -8,41 +8,46 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream;
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::clock::Clock;
 use crate::drift::Drift;
+use crate::metrics::{Metrics, VersionEvent};
 use crate::model::features::Settings;
-use crate::model::orders::{Answer, Event, Inbox, Kind, Operator, Refused};
+use crate::model::held::{Listener, Target};
+use crate::model::loading::Loading;
+use crate::model::orders::{Answer, Event, Inbox, Kind, Operator, Order, Refused};
 use crate::model::outputs::Decision;
 use crate::model::runtime::Runtime;
-use crate::model::{Identity, Model, ModelName, Publisher, Status, Trial, Version};
+use crate::model::{Identity, Model, ModelName, Publisher, Status, Trial, Version, VersionTally};
 use crate::registry::cache::Cache;
 use crate::registry::{Fetched, Found, Registry, RegistryError, Select};
 
 pub mod admission;
 mod example;
+mod held;
 pub mod history;
 pub mod judge;
 mod loader;
+mod loads;
 mod orders;
 pub mod policy;
 mod trial;
 
-use admission::{Admission, Candidate, Outcome, Rung, Verdict};
-use history::{History, Stance};
+use admission::{Admission, Outcome, Verdict};
+use held::Held;
+use history::{History, Mark, Refusal, Stance};
 use judge::Rollout;
 pub use loader::Unfit;
+use loads::{Brought, Errand, Ground, Missed, Seat, Source};
 use policy::{Action, Failed, View};
-
-/// Models asked about at one time.
-const QUESTIONS_AT_ONCE: usize = 8;
 
 /// How often versions on trial are judged, and those that were replaced are looked at until their last request has left.
 const PULSE: Duration = Duration::from_millis(500);
@@ -63,6 +68,8 @@ pub struct Config {
     pub poll_interval: Duration,
     /// Session slots per version: runs at one time.
     pub slots: usize,
+    /// Versions of one model that are held at most for callers who stay on them.
+    pub max_held: usize,
     /// What a version must prove before it serves.
     pub admission: admission::Config,
     /// The models to serve.
@@ -88,13 +95,9 @@ pub struct ModelConfig {
     pub rollout: Rollout,
 }
 
-/// What one round did.
+/// What one round found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Round {
-    /// Versions that were published.
-    pub switched: Vec<(ModelName, Version)>,
-    /// Versions that were found unfit.
-    pub refused: Vec<(ModelName, Version)>,
     /// Models the registry gave no usable answer for.
     pub unanswered: usize,
     /// How long the registry asked us to wait.
@@ -114,8 +117,12 @@ pub struct Parts {
     pub publisher: Publisher,
     /// What watches the drift of what is published.
     pub drift: Drift,
+    /// Where what happens to versions is counted.
+    pub metrics: Metrics,
     /// What operators ask.
     pub inbox: Inbox,
+    /// What callers stay on.
+    pub stays: Listener,
     /// What is remembered.
     pub history: History,
     /// What time it is.
@@ -137,11 +144,29 @@ pub struct Manager {
     models: Vec<Followed>,
     retired: Vec<Arc<Model>>,
     drift: Drift,
+    metrics: Metrics,
     /// Outcomes to be written to the registry.
     tags: VecDeque<Tagged>,
-    /// An operator waits for a version that has to be fetched.
-    wished: Arc<Notify>,
+    /// Versions on their way here, and the places for those that are worked at.
+    loads: FuturesUnordered<BoxFuture<'static, Brought>>,
+    places: Arc<Semaphore>,
+    /// What callers stay on.
+    stays: Listener,
+    has_heard_who_stays: bool,
+    max_held: usize,
+    /// It is worth asking the registry now.
+    news: Arc<Notify>,
     pulse: Interval,
+}
+
+/// What happens by itself.
+enum Happening {
+    /// An operator orders something.
+    Order(Order),
+    /// A version is here, or will not be.
+    Arrival(Box<Brought>),
+    /// It is time to judge.
+    Pulse,
 }
 
 /// What is known of one model between rounds.
@@ -154,10 +179,20 @@ struct Followed {
     /// The version before, ready to answer again.
     previous: Option<Loaded>,
     trial: Option<OnTrial>,
-    refused: Option<(Found, String)>,
+    /// The versions that callers stay on.
+    held: Vec<Held>,
+    /// Whether a version is on its way here to serve.
+    is_loading: bool,
+    /// How far that one is.
+    loading: Option<Arc<Loading>>,
+    /// What versions are admitted by: a refusal holds as long as this is the same.
+    rules: Arc<str>,
     failed: Option<Failed>,
     verdict: Option<(Version, Arc<Verdict>)>,
+    tally: VersionTally,
     silent_since: Option<Timestamp>,
+    /// What came instead of the last answer.
+    silence: String,
     settled_until: Option<Timestamp>,
     stance: Stance,
     wish: Option<Wish>,
@@ -265,9 +300,12 @@ impl Manager {
     /// # Errors
     /// When the history cannot be read.
     pub fn new(parts: Parts, config: Config) -> rusqlite::Result<Self> {
-        let Parts { registry, cache, runtime, publisher, drift, inbox, history, clock } = parts;
+        let Parts { registry, cache, runtime, publisher, drift, metrics, inbox, stays, history, clock } = parts;
         let admission = Admission::new(config.admission, runtime, Some(cache.clone()), config.slots);
-        let follow = |model: ModelConfig| history.stance(&model.name).map(|stance| Followed::new(model, stance));
+        let follow = |model: ModelConfig| {
+            let rules = admission.rules(&model);
+            history.stance(&model.name).map(|stance| Followed::new(model, rules, stance))
+        };
         let models = config.models.into_iter().map(follow).collect::<Result<_, _>>()?;
         let mut pulse = tokio::time::interval(PULSE);
         pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -284,55 +322,68 @@ impl Manager {
             models,
             retired: Vec::new(),
             drift,
+            metrics,
             tags: VecDeque::new(),
-            wished: Arc::new(Notify::new()),
+            loads: FuturesUnordered::new(),
+            places: Arc::new(Semaphore::new(loads::LOADS_AT_ONCE)),
+            stays,
+            has_heard_who_stays: false,
+            max_held: config.max_held,
+            news: Arc::new(Notify::new()),
             pulse,
         })
     }
 
-    /// Serves, for each model, the version that was last good, from disk and without the registry.
+    /// Serves, for each model, the version that was last good, from disk and without the registry; and so for the versions
+    /// that callers stay on. Returns when all of them are here, or cannot be.
     pub async fn open_last_good(&mut self) {
+        self.hear_who_stays();
         for index in 0..self.models.len() {
             let name = self.models[index].config.name.clone();
             let cache = self.cache.clone();
             let look_up = move || cache.last_good(&name);
-            let Ok(Some((found, fetched))) = tokio::task::spawn_blocking(look_up).await else { continue };
-            // Another registered model under the same name is another model: its last good version is not ours.
-            if found.registered_model != self.models[index].config.registered_model {
-                continue;
+            if let Ok(Some((found, fetched))) = tokio::task::spawn_blocking(look_up).await
+                // Another registered model under the same name is another model: its last good version is not ours.
+                && found.registered_model == self.models[index].config.registered_model
+            {
+                let source = Source::Cached(found, fetched);
+                self.begin(Errand { index, seat: Seat::Serving, cause: Cause::LastGood, source });
             }
-            match self.admit(index, &found, fetched, true).await {
-                Ok(candidate) => self.switch(index, candidate, Cause::LastGood).await,
-                Err(rung) => self.refuse(index, &found, None, &rung.detail, &mut Round::default()).await,
-            }
-            self.report(index);
+            self.open_held(index).await;
+        }
+        while !self.loads.is_empty() {
+            let what = self.happening().await;
+            self.deal(what).await;
         }
     }
 
-    /// One round: asks about every model, and serves what is newly wanted and fit. Orders are followed meanwhile.
+    /// One round: asks about every model, and begins to bring what is newly wanted. What was begun is finished as it
+    /// arrives, in this round or later; orders are followed meanwhile.
     pub async fn reconcile_once(&mut self, now: Timestamp) -> Round {
         self.reap();
+        self.hear_who_stays();
         let mut round = Round::default();
-        for index in 0..self.models.len() {
-            self.fulfil(index, now, &mut round).await;
-        }
-        let questions = self.ask();
-        for (index, answer) in self.attend(questions).await.into_iter().enumerate() {
+        let held = self.held_to_ask();
+        let questions = self.ask(&held);
+        let mut answers = self.attend(questions).await.into_iter();
+        for (index, answer) in answers.by_ref().take(self.models.len()).enumerate().collect::<Vec<_>>() {
             self.reconcile(index, answer, now, &mut round).await;
+        }
+        for ((index, target, _), answer) in held.into_iter().zip(answers) {
+            self.hold(index, &target, answer, now).await;
         }
         self.write_tags().await;
         round
     }
 
-    /// What the registry says of each model, in the order of the models.
-    fn ask(&self) -> impl Future<Output = Vec<Result<Found, RegistryError>>> + use<> {
-        let ask = |model: &Followed| {
-            let (registry, select) = (self.registry.clone(), model.select());
-            let registered_model = model.config.registered_model.clone();
-            async move { registry.resolve(&registered_model, &select).await }
-        };
-        let questions: Vec<_> = self.models.iter().map(ask).collect();
-        stream::iter(questions).buffered(QUESTIONS_AT_ONCE).collect()
+    /// What the registry says of each model, and then of what is held of them, in their order: one question for all.
+    fn ask(&self, held: &[(usize, Target, Select)]) -> impl Future<Output = Vec<Result<Found, RegistryError>>> + use<> {
+        let name = |index: usize| self.models[index].config.registered_model.clone();
+        let to_serve = self.models.iter().enumerate().map(|(index, model)| (name(index), model.select()));
+        let to_hold = held.iter().map(|(index, _, select)| (name(*index), select.clone()));
+        let wanted: Vec<_> = to_serve.chain(to_hold).collect();
+        let registry = self.registry.clone();
+        async move { registry.resolve_all(&wanted).await }
     }
 
     async fn reconcile(
@@ -364,114 +415,81 @@ impl Manager {
             Action::Withdraw => self.withdraw(index, "the registry wants another version").await,
             Action::Load(version) => {
                 let version = version.clone();
-                // What came of it is in the history, and in the status.
-                let _ = self.bring(index, &version, Cause::Registry, now, round).await;
+                self.bring(index, version).await;
             }
         }
         self.report(index);
     }
 
-    /// Downloads, loads and publishes `found`, or puts it on trial, or remembers why not.
-    async fn bring(
+    /// Serves the version the registry wants at once if it is loaded; else it is begun to be brought.
+    async fn bring(&mut self, index: usize, found: Found) {
+        if let Some(resident) = self.models[index].resident(&found) {
+            return self.switch(index, resident, Cause::Registry).await;
+        }
+        let source = Source::Found(found);
+        self.begin(Errand { index, seat: Seat::Serving, cause: Cause::Registry, source });
+    }
+
+    /// Acts upon what came of bringing a version.
+    async fn finish(&mut self, brought: Brought) {
+        let Brought { index, seat, cause, found, verdict, end } = brought;
+        if let (Some(found), Some(verdict)) = (&found, verdict) {
+            self.models[index].keep_verdict(found, verdict);
+        }
+        match seat {
+            Seat::Serving => {
+                self.models[index].is_loading = false;
+                self.models[index].loading = None;
+                let from = self.models[index].serving_version();
+                let arrived = self.arrive(index, &cause, found.as_ref(), end).await;
+                self.answer_wish(index, &cause, found, from, arrived).await;
+            }
+            Seat::Held(target) => self.finish_held(index, &target, found.as_ref(), end).await,
+        }
+        self.share(index);
+        self.report(index);
+    }
+
+    /// A version that was brought to serve is here, or is not.
+    async fn arrive(
         &mut self,
         index: usize,
-        found: &Found,
-        cause: Cause,
-        now: Timestamp,
-        round: &mut Round,
+        cause: &Cause,
+        found: Option<&Found>,
+        end: Result<Loaded, Missed>,
     ) -> Result<(), Refused> {
-        let name = self.models[index].config.name.clone();
-        if let Some(resident) = self.models[index].resident(found) {
-            self.switch(index, resident, cause).await;
-            round.switched.push((name, found.version));
-            return Ok(());
-        }
-        info!(model.name = %name, model.version = %found.version, "fetching `{name}` version {}", found.version);
-        let (registry, cache, wanted) = (self.registry.clone(), self.cache.clone(), found.clone());
-        let fetched = match self.attend(async move { registry.fetch(&wanted, &cache).await }).await {
-            Ok(fetched) => fetched,
-            Err(RegistryError::BadArtifacts(reason)) => {
-                self.refuse(index, found, None, &reason, round).await;
-                return Err(Refused::NotServed(reason));
-            }
-            Err(error) => {
-                self.fail(index, found, &format!("cannot be fetched: {error}"), now);
-                return Err(Refused::NotServed(error.to_string()));
-            }
+        let missed = match end {
+            Ok(candidate) => return self.introduce(index, candidate, cause.clone()).await,
+            Err(missed) => missed,
         };
-        if matches!(cause, Cause::Registry) && self.has_moved(index, found).await {
-            info!(model.name = %name, model.version = %found.version, "`{name}` moved on while version {} was fetched", found.version);
-            return Ok(());
+        let Some(found) = found else { return Err(missed.told(None)) };
+        let refused = missed.told(Some(found.version));
+        match missed {
+            Missed::MovedOn => self.passed_over(index, found),
+            Missed::Refused(ground) => self.refuse(index, found, ground).await,
+            Missed::Failed(why) | Missed::Unknown(why) => self.fail(index, found, &why),
         }
-        let digest = fetched.digest.to_string();
-        let barred = self.models[index].stance.bars(found, Some(&digest)).map(|barred| barred.why.clone());
-        if let (Some(why), Cause::Registry) = (barred, &cause) {
-            let reason = format!("it has the bytes of a version that was rolled back: {why}");
-            self.refuse(index, found, Some(digest), &reason, round).await;
-            return Err(Refused::NotServed(reason));
-        }
-        match self.admit(index, found, fetched, false).await {
-            Ok(candidate) => self.introduce(index, candidate, cause, round).await,
-            Err(rung) if rung.outcome == Outcome::Undecided => {
-                let reason = format!("cannot be tried: {}", rung.detail);
-                self.fail(index, found, &reason, now);
-                Err(Refused::NotServed(format!("version {} {reason}", found.version)))
-            }
-            Err(rung) => {
-                self.refuse(index, found, Some(digest), &rung.detail, round).await;
-                Err(Refused::NotServed(format!("version {} was refused: {}", found.version, rung.detail)))
-            }
-        }
+        Err(refused)
     }
 
-    /// Whether the registry positively wants another version by now.
-    async fn has_moved(&mut self, index: usize, found: &Found) -> bool {
-        let model = &self.models[index];
-        let (registry, select) = (self.registry.clone(), model.select());
-        let registered_model = model.config.registered_model.clone();
-        let now_wanted = self.attend(async move { registry.resolve(&registered_model, &select).await }).await;
-        now_wanted.is_ok_and(|wanted| !policy::is_same(&wanted, found))
-    }
-
-    /// Lets a version prove itself; returns it loaded, or the rung where it stopped.
-    async fn admit(&mut self, index: usize, found: &Found, fetched: Fetched, has_served: bool) -> Result<Loaded, Rung> {
-        let config = self.models[index].config.clone();
-        let (admission, serving) = (self.admission.clone(), self.publisher.serving(&config.name));
-        let name = config.name.clone();
-        let (asked, files) = (found.clone(), fetched.clone());
-        let climb = async move {
-            let candidate = Candidate { config: &config, found: &asked, fetched: &files, serving, has_served };
-            admission.admit(candidate).await
-        };
-        let (verdict, model) = self.attend(climb).await;
-        for rung in &verdict.rungs {
-            debug!(model.name = %name, model.version = %found.version, rung = ?rung.name, outcome = ?rung.outcome, took_ms = rung.took_ms, "{}", rung.detail);
-        }
-        let stopped = verdict.stopped_at().cloned();
-        self.models[index].verdict = Some((found.version, Arc::new(verdict)));
-        match (model, stopped) {
-            (Some(model), None) => {
-                self.drift.watch(&model, &fetched.folder).await;
-                Ok(Loaded { found: found.clone(), fetched, model: Arc::new(model) })
-            }
-            (_, Some(rung)) => Err(rung),
-            (None, None) => unreachable!("a version that stops nowhere comes back loaded"),
-        }
+    fn passed_over(&self, index: usize, found: &Found) {
+        let name = &self.models[index].config.name;
+        info!(model.name = %name, model.version = %found.version, "version {} of `{name}` is no longer wanted now that it is here", found.version);
     }
 
     /// Publishes a loaded version, in the manner the configuration asks for.
-    async fn introduce(
-        &mut self,
-        index: usize,
-        candidate: Loaded,
-        cause: Cause,
-        round: &mut Round,
-    ) -> Result<(), Refused> {
+    async fn introduce(&mut self, index: usize, candidate: Loaded, cause: Cause) -> Result<(), Refused> {
         let followed = &self.models[index];
-        if matches!(cause, Cause::Registry) && followed.wants_trial() {
-            return self.try_out(index, candidate, round).await;
+        if matches!(cause, Cause::Registry) {
+            if !followed.still_wants(&candidate.found) {
+                self.passed_over(index, &candidate.found);
+                self.retire(Some(candidate));
+                return Ok(());
+            }
+            if followed.wants_trial() {
+                return self.try_out(index, candidate).await;
+            }
         }
-        round.switched.push((followed.config.name.clone(), candidate.found.version));
         self.switch(index, candidate, cause).await;
         Ok(())
     }
@@ -485,7 +503,6 @@ impl Manager {
         self.retire(before);
         let Loaded { found, fetched, .. } = candidate;
         let followed = &mut self.models[index];
-        followed.refused = None;
         followed.failed = None;
         let replaced = from.is_some();
         followed.settled_until = replaced.then(|| self.clock.now() + followed.config.rollout.dwell);
@@ -527,28 +544,32 @@ impl Manager {
     }
 
     /// Notes a version as last good, on disk.
-    async fn remember(&self, name: &ModelName, found: &Found, fetched: &Fetched) {
+    fn remember(&self, name: &ModelName, found: &Found, fetched: &Fetched) -> impl Future<Output = ()> + use<> {
         let (cache, name, found, fetched) = (self.cache.clone(), name.clone(), found.clone(), fetched.clone());
         let remember = move || {
             if let Err(error) = cache.remember(&name, &found, &fetched) {
                 warn!(model.name = %name, "cannot note version {} as last good: {error}", found.version);
             }
         };
-        aside(remember).await;
+        aside(remember)
     }
 
-    async fn refuse(&mut self, index: usize, found: &Found, digest: Option<String>, reason: &str, round: &mut Round) {
+    /// Keeps that a version is not fit, also for the next run of the gateway.
+    async fn refuse(&mut self, index: usize, found: &Found, ground: Ground) {
+        let Ground { reason, digest, beside } = ground;
         let followed = &mut self.models[index];
-        let name = followed.config.name.clone();
+        let name = &followed.config.name;
         warn!(model.name = %name, model.version = %found.version, "refused `{name}` version {}: {reason}", found.version);
-        round.refused.push((name, found.version));
-        followed.refused = Some((found.clone(), reason.to_owned()));
-        let event =
-            Event { digest, ..self.event(Kind::Refused, found.version, "admission".to_owned(), reason.to_owned()) };
+        let rules = followed.rules.to_string();
+        let refusal = Refusal { mark: Mark::of(found), digest: digest.clone(), why: reason.clone(), rules, beside };
+        followed.stance.refuse(refusal);
+        self.settle(index).await;
+        let event = Event { digest, ..self.event(Kind::Refused, found.version, "admission".to_owned(), reason) };
         self.note(index, event, found, "refused").await;
     }
 
-    fn fail(&mut self, index: usize, found: &Found, why: &str, now: Timestamp) {
+    fn fail(&mut self, index: usize, found: &Found, why: &str) {
+        let now = self.clock.now();
         let followed = &mut self.models[index];
         let failed = policy::failed_again(followed.failed.take(), found, now);
         let name = &followed.config.name;
@@ -565,6 +586,8 @@ impl Manager {
     async fn note(&mut self, index: usize, event: Event, found: &Found, status: &'static str) {
         let name = self.models[index].config.name.clone();
         log(&name, &event);
+        *self.models[index].tally.events.entry(event.event).or_default() += 1;
+        self.count(&name, event.event);
         if self.write_back {
             if self.tags.len() == TAGS_WAITING {
                 self.tags.pop_front();
@@ -580,8 +603,20 @@ impl Manager {
         aside(record).await;
     }
 
+    /// Counts for CloudWatch what an operator may want an alarm for.
+    fn count(&self, name: &ModelName, event: Kind) {
+        let event = match event {
+            Kind::Refused => VersionEvent::Refused,
+            Kind::RolledBack => VersionEvent::RolledBack,
+            Kind::Served | Kind::Tried | Kind::Kept | Kind::Withdrawn | Kind::Held | Kind::Pinned | Kind::Unpinned => {
+                return;
+            }
+        };
+        self.metrics.version_event(name, event);
+    }
+
     /// Keeps on disk what is settled about a model.
-    async fn settle(&self, index: usize) {
+    fn settle(&self, index: usize) -> impl Future<Output = ()> + use<> {
         let followed = &self.models[index];
         let (name, stance) = (followed.config.name.clone(), followed.stance.clone());
         let history = self.history.clone();
@@ -590,7 +625,7 @@ impl Manager {
                 warn!(model.name = %name, "cannot keep what is pinned and barred of `{name}`; a restart forgets it: {error}");
             }
         };
-        aside(settle).await;
+        aside(settle)
     }
 
     /// Tells the registry what became of versions. It may know better than to let us: then the log says so.
@@ -618,36 +653,55 @@ impl Manager {
             aspired: followed.wanted.as_ref().map(|found| found.version),
             trouble: followed.trouble(),
             stale_since: followed.silent_since,
+            loading: followed.loading.clone(),
             verdict: followed.verdict.clone(),
+            tally: followed.tally.clone(),
             pinned: followed.stance.pin.map(Version),
             previous: followed.previous.as_ref().map(|candidate| candidate.found.version),
             quarantined: followed.stance.barred.iter().map(|barred| barred.mark.version()).collect(),
         };
-        self.publisher.report(&followed.config.name, status);
+        let held = followed.held.iter().map(Held::published).collect();
+        self.publisher.report(&followed.config.name, status, held);
     }
 
     /// Frees the versions whose last request has left. Never a request frees one.
     fn reap(&mut self) {
-        let (free, busy) = self.retired.drain(..).partition(|model| Arc::strong_count(model) == 1);
+        let (free, busy) = self.retired.drain(..).partition(Model::is_unused);
         self.retired = busy;
         let free: Vec<Arc<Model>> = free;
         if !free.is_empty() {
             // Destroying sessions takes milliseconds; not on an async worker.
-            tokio::task::spawn_blocking(move || drop(free));
+            tokio::task::spawn_blocking(move || Model::free(free));
         }
     }
 
-    /// Waits for `work`, which is not ours to hurry, and follows orders and judges trials meanwhile.
+    /// Waits for `work`, which is not ours to hurry, and meanwhile finishes loads, follows orders and judges trials.
     async fn attend<T>(&mut self, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
         loop {
             tokio::select! {
                 done = &mut work => return done,
-                Some(order) = self.inbox.queue.recv() => self.obey(order).await,
-                _ = self.pulse.tick() => {
-                    self.reap();
-                    self.judge_all().await;
-                }
+                what = self.happening() => self.deal(what).await,
+            }
+        }
+    }
+
+    /// The next thing that happens by itself. May be asked and given up at any time: nothing is lost by it.
+    async fn happening(&mut self) -> Happening {
+        tokio::select! {
+            Some(order) = self.inbox.queue.recv() => Happening::Order(order),
+            Some(brought) = self.loads.next() => Happening::Arrival(Box::new(brought)),
+            _ = self.pulse.tick() => Happening::Pulse,
+        }
+    }
+
+    async fn deal(&mut self, what: Happening) {
+        match what {
+            Happening::Order(order) => self.obey(order).await,
+            Happening::Arrival(brought) => self.finish(*brought).await,
+            Happening::Pulse => {
+                self.reap();
+                self.judge_all().await;
             }
         }
     }
@@ -664,7 +718,7 @@ impl Manager {
             };
             silent_rounds = if round.unanswered == self.models.len() { silent_rounds + 1 } else { 0 };
             let pause = pause_before_next(self.poll_interval, silent_rounds, round.wait, jitter.f64());
-            let rest = rest(pause, Arc::clone(&self.inbox.hint), Arc::clone(&self.wished));
+            let rest = rest(pause, Arc::clone(&self.inbox.hint), Arc::clone(&self.news), self.stays.clone());
             tokio::select! {
                 () = self.attend(rest) => {}
                 () = stop.cancelled() => return,
@@ -673,16 +727,23 @@ impl Manager {
     }
 }
 
-/// Returns after `pause`, or when an operator waits, or soon after a hint.
-async fn rest(pause: Duration, hint: Arc<Notify>, wished: Arc<Notify>) {
+/// Returns after `pause`, or when there is news, or soon after a hint.
+async fn rest(pause: Duration, hint: Arc<Notify>, news: Arc<Notify>, mut stays: Listener) {
     let hinted = async {
         tokio::time::sleep(SHORTEST_POLL_PAUSE).await;
         hint.notified().await;
     };
+    let others_stay = async {
+        if stays.changed().await.is_err() {
+            // Whoever told us is gone; the process stops.
+            std::future::pending::<()>().await;
+        }
+    };
     tokio::select! {
         () = tokio::time::sleep(pause) => {}
         () = hinted => {}
-        () = wished.notified() => {}
+        () = news.notified() => {}
+        () = others_stay => {}
     }
 }
 
@@ -717,17 +778,22 @@ fn log(name: &ModelName, event: &Event) {
 }
 
 impl Followed {
-    fn new(config: ModelConfig, stance: Stance) -> Self {
+    fn new(config: ModelConfig, rules: Arc<str>, stance: Stance) -> Self {
         Self {
             config,
+            rules,
+            held: Vec::new(),
+            is_loading: false,
+            loading: None,
             wanted: None,
             serving: None,
             previous: None,
             trial: None,
-            refused: None,
             failed: None,
             verdict: None,
+            tally: VersionTally::default(),
             silent_since: None,
+            silence: String::new(),
             settled_until: None,
             stance,
             wish: None,
@@ -740,17 +806,50 @@ impl Followed {
     }
 
     fn view<'a>(&'a self, wanted: Option<&'a Found>, now: Timestamp) -> View<'a> {
-        let set_aside = |found: &Found| self.stance.set_aside.as_ref().is_some_and(|mark| mark.is(found));
         View {
             now,
             wanted,
             serving: self.serving.as_ref().map(|candidate| &candidate.found),
-            refused: self.refused.as_ref().map(|(found, _)| found),
+            refused: wanted.filter(|found| self.refusal_of(found).is_some()),
             failed: self.failed.as_ref(),
             challenger: self.challenger().map(|candidate| &candidate.found),
-            barred: wanted.is_some_and(|found| set_aside(found) || self.stance.bars(found, None).is_some()),
+            barred: wanted.is_some_and(|found| self.keeps_out(found)),
             settled_until: self.settled_until,
+            is_loading: self.is_loading,
         }
+    }
+
+    /// Whether `found` was rolled back, or set aside by an operator.
+    fn keeps_out(&self, found: &Found) -> bool {
+        let set_aside = self.stance.set_aside.as_ref().is_some_and(|mark| mark.is(found));
+        set_aside || self.stance.bars(found, None).is_some()
+    }
+
+    /// Why `found` was refused, if it was, and would be again.
+    fn refusal_of(&self, found: &Found) -> Option<&Refusal> {
+        let serving = self.serving.as_ref().map(|serving| serving.fetched.digest.to_string());
+        self.stance.refuses(found, None, &self.rules, serving.as_deref())
+    }
+
+    /// Whether a version that was brought because the registry wanted it may come to serve now that it is here: an
+    /// operator may have chosen otherwise meanwhile, and the registry may want again what serves.
+    fn still_wants(&self, found: &Found) -> bool {
+        let pinned_to_another = self.stance.pin.is_some_and(|pin| pin != found.version.0);
+        let serves =
+            |wanted: &Found| self.serving.as_ref().is_some_and(|serving| policy::is_same(&serving.found, wanted));
+        let taken_back = self.wanted.as_ref().is_some_and(|wanted| serves(wanted) && !policy::is_same(wanted, found));
+        !(pinned_to_another || taken_back || self.wish.is_some() || self.keeps_out(found))
+    }
+
+    /// Keeps what came of a version that asked to serve.
+    fn keep_verdict(&mut self, found: &Found, verdict: Verdict) {
+        let count = match verdict.stopped_at().map(|rung| rung.outcome) {
+            None => &mut self.tally.admitted,
+            Some(Outcome::Undecided) => &mut self.tally.undecided,
+            Some(_) => &mut self.tally.refused,
+        };
+        *count += 1;
+        self.verdict = Some((found.version, Arc::new(verdict)));
     }
 
     fn challenger(&self) -> Option<&Loaded> {
@@ -776,6 +875,7 @@ impl Followed {
 
     /// Says once that the registry fell silent, not at every round.
     fn not_heard(&mut self, error: &RegistryError, now: Timestamp) {
+        self.silence = error.to_string();
         if self.silent_since.is_none() {
             let name = &self.config.name;
             let meanwhile = if self.serving.is_some() { "what is served stays" } else { "nothing is served yet" };
@@ -786,14 +886,19 @@ impl Followed {
 
     fn trouble(&self) -> Option<String> {
         let barred = self.wanted.as_ref().and_then(|wanted| self.stance.bars(wanted, None));
-        match (&self.refused, &self.failed, barred) {
+        let refused = self.wanted.as_ref().and_then(|wanted| self.refusal_of(wanted));
+        match (refused, &self.failed, barred) {
             (_, _, Some(barred)) => Some(format!("version {} was rolled back: {}", barred.mark.version(), barred.why)),
-            (Some((found, reason)), _, None) => Some(format!("version {} was refused: {reason}", found.version)),
+            (Some(refusal), _, None) => {
+                Some(format!("version {} was refused: {}", refusal.mark.version(), refusal.why))
+            }
             (None, Some(failed), None) => Some(format!(
                 "version {} cannot be fetched or tried, {} attempts so far",
                 failed.found.version, failed.attempts
             )),
-            (None, None, None) if self.silent_since.is_some() => Some("the registry gives no answer".to_owned()),
+            (None, None, None) if self.silent_since.is_some() => {
+                Some(format!("the registry gives no version to serve: {}", self.silence))
+            }
             (None, None, None) => None,
         }
     }

@@ -1,12 +1,13 @@
 //! Measurements of requests, features and predictions, aggregated in the process.
 //!
 //! Observing is a side door of the request path: it does not wait, cannot fail, and what it must refuse (a series over
-//! the cap) it counts. [`cloudwatch`] sends what was gathered once a minute; [`prometheus`] shows the totals.
+//! the cap) it counts. A [`Flusher`] sends what was gathered once a minute: to [`cloudwatch`], as [`emf`] or to [`otlp`];
+//! [`prometheus`] shows the totals.
 //!
 //! Threads write into stripes of their own choosing, so that they rarely meet at a lock. Who wants to know
-//! (a flush, a scrape) empties the stripes into the totals, and into what CloudWatch is still to be told.
+//! (a flush, a scrape) empties the stripes into the totals, and into what each sink is still to be told.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,24 +16,34 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use self::cloudwatch::{Flushed, Mode};
+use self::delivery::{Delivery, Pending, Place};
 use self::histogram::Histogram;
-use self::series::Series;
+use self::series::{Scope, Series};
 use self::totals::Totals;
 use self::vocabulary::Vocabularies;
 use self::window::{Codes, Measured, OK, Window};
 use crate::drift::report::Report;
-use crate::model::{Features, Identity, Inputs, Model, Outputs};
+use crate::feedback::tally::Figures;
+use crate::model::{Features, Identity, Inputs, Model, ModelName, Outputs, Version};
+
+pub use self::delivery::Mode;
+pub use self::flusher::{Flushed, Flusher};
 
 pub mod cloudwatch;
 pub mod dashboard;
+pub mod emf;
+pub mod otlp;
 pub mod prometheus;
 
 mod datum;
+mod delivery;
+mod flusher;
 mod gauges;
 mod histogram;
 mod queue;
+mod sagemaker;
 mod series;
+mod text;
 mod totals;
 mod vocabulary;
 mod window;
@@ -54,6 +65,8 @@ pub struct Metrics(Arc<Shared>);
 struct Shared {
     stripes: Box<[Stripe]>,
     vocabularies: Vocabularies,
+    /// Features whose values are not measured.
+    withheld: Vec<String>,
     gathered: Mutex<Gathered>,
 }
 
@@ -64,6 +77,15 @@ pub enum PlanLimit {
     Throttle,
     /// The quota.
     Quota,
+}
+
+/// What happens to versions that an operator may want an alarm for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VersionEvent {
+    /// One was found unfit.
+    Refused,
+    /// One was left for the one before.
+    RolledBack,
 }
 
 /// One place to write. Aligned so that two threads on two stripes do not share a cache line.
@@ -91,18 +113,12 @@ struct Gathered {
     totals: Totals,
     /// The drift that was last seen. No larger than the totals, where each of its series has a place.
     drift: BTreeMap<Series, f64>,
-    /// There once a [`cloudwatch::Flusher`] is.
-    delivery: Option<Delivery>,
-}
-
-/// What concerns CloudWatch alone.
-#[derive(Debug, Default)]
-struct Delivery {
-    mode: Mode,
-    /// Measured and not yet handed to the flusher. Bounded like the totals.
-    pending: HashMap<Series, Histogram>,
-    /// What all flushes did; `kept` as it was after the last.
-    flushed: Flushed,
+    /// The accuracy that was last seen, likewise.
+    accuracy: BTreeMap<Series, f64>,
+    /// The version of each model that served when somebody last looked.
+    served: BTreeMap<ModelName, Version>,
+    /// One for each [`Flusher`]: as many as there are sinks in the configuration.
+    deliveries: Vec<Delivery>,
 }
 
 /// One family of outside figures to show at `/metrics` beside our own (queue lengths, counters of other modules).
@@ -122,13 +138,27 @@ impl Metrics {
     /// Nothing measured yet.
     #[must_use]
     pub fn new(config: Config) -> Self {
+        Self::withholding(config, Vec::new())
+    }
+
+    /// As [`new`](Self::new); of the features `withheld`, by the model's or the callers' name for them, gaps are counted and
+    /// no value is measured.
+    #[must_use]
+    pub fn withholding(config: Config, withheld: Vec<String>) -> Self {
         let max_series = config.max_series.get();
         // Twice the threads that can run, so that two of them seldom share a stripe.
         let stripes = 2 * thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Self(Arc::new(Shared {
             stripes: (0..stripes).map(|_| Stripe::default()).collect(),
+            withheld,
             vocabularies: Vocabularies::new(config.max_categories.get(), max_series),
-            gathered: Mutex::new(Gathered { totals: Totals::new(max_series), drift: BTreeMap::new(), delivery: None }),
+            gathered: Mutex::new(Gathered {
+                totals: Totals::new(max_series),
+                drift: BTreeMap::new(),
+                accuracy: BTreeMap::new(),
+                served: BTreeMap::new(),
+                deliveries: Vec::new(),
+            }),
         }))
     }
 
@@ -177,8 +207,8 @@ impl Metrics {
         self.write(id, features, |window| window.request(code, status >= 500, took));
     }
 
-    /// Shows the drift of everything that is served, in place of what was shown before. It goes to CloudWatch with every
-    /// flush, as it is then.
+    /// Shows the drift of everything that is served, in place of what was shown before. It goes out with every flush, as it
+    /// is then.
     pub fn show_drift(&self, reports: &[Report]) {
         let mut gathered = self.gather();
         let Gathered { totals, drift, .. } = &mut *gathered;
@@ -189,44 +219,71 @@ impl Metrics {
         }
     }
 
+    /// Notes which versions serve now. One that serves in place of another, newer or older, has a mark.
+    pub fn show_served<'s>(&self, served: impl Iterator<Item = &'s Arc<Identity>>) {
+        let mut gathered = self.gather();
+        for id in served {
+            let before = gathered.served.insert(id.name.clone(), id.version);
+            if before.is_some_and(|before| before != id.version) {
+                gathered.add(id, &Series::Switched(Scope::version(id)), &Histogram::of(1.0, 1));
+            }
+        }
+    }
+
+    /// Shows the accuracy of what is served, in place of what was shown before; to the sinks it goes as drift does.
+    pub fn show_accuracy(&self, versions: &[(Arc<Identity>, Figures)]) {
+        let mut gathered = self.gather();
+        let Gathered { totals, accuracy, .. } = &mut *gathered;
+        accuracy.clear();
+        for (id, figures) in versions {
+            let series = gauges::of_labels(id, figures).into_iter();
+            accuracy.extend(series.filter(|(series, figure)| totals.add(id, series, &Histogram::of(*figure, 1))));
+        }
+    }
+
     /// One request that passed a limit of `plan`, refused or, in a dry run, not.
     pub fn limit_passed(&self, plan: &Arc<str>, limit: PlanLimit) {
         *self.stripe().lock().limits.entry((Arc::clone(plan), limit)).or_default() += 1;
+    }
+
+    /// Something that happened to a version of `model`, for CloudWatch. Prometheus reads it from what is published.
+    pub fn version_event(&self, model: &ModelName, event: VersionEvent) {
+        let model = model.clone();
+        let series = match event {
+            VersionEvent::Refused => Series::VersionsRefused(model),
+            VersionEvent::RolledBack => Series::Rollbacks(model),
+        };
+        self.gather().keep(&series, &Histogram::of(1.0, 1));
     }
 
     /// The Prometheus page: our own totals, then `outside`.
     #[must_use]
     pub fn render(&self, outside: &[Family]) -> String {
         let gathered = self.gather();
-        let (totals, drift) = (gathered.totals.clone(), gathered.drift.clone());
-        let flushed = gathered.delivery.as_ref().map(|delivery| delivery.flushed.clone());
+        let (totals, standing) = (gathered.totals.clone(), gathered.standing());
+        let flushed: Vec<_> = gathered.deliveries.iter().map(Delivery::so_far).collect();
         // Writing the page takes longer than copying the figures; nobody need wait for it.
         drop(gathered);
-        prometheus::page(totals, &drift, flushed.as_ref(), outside)
+        prometheus::page(totals, &standing, &flushed, outside)
     }
 
-    /// From now on, what is measured is also kept for CloudWatch until it is [taken](Self::take_pending).
-    fn start_delivery(&self, mode: Mode) {
-        self.gather().delivery.get_or_insert_default().mode = mode;
+    /// From now on, what is measured is also kept for a sink until it is [taken](Self::take_pending).
+    fn start_delivery(&self, delivery: Delivery) -> Place {
+        let deliveries = &mut self.gather().deliveries;
+        deliveries.push(delivery);
+        Place(deliveries.len() - 1)
     }
 
-    /// What was measured since last time, for CloudWatch.
-    fn take_pending(&self) -> HashMap<Series, Histogram> {
+    /// What was measured since last time, for one sink.
+    fn take_pending(&self, place: Place) -> Pending {
         let mut gathered = self.gather();
-        for (series, figure) in gathered.drift.clone() {
-            gathered.keep(series, &Histogram::of(figure, 1));
-        }
-        gathered.delivery.as_mut().map(|delivery| std::mem::take(&mut delivery.pending)).unwrap_or_default()
+        let standing = gathered.standing();
+        gathered.deliveries[place.0].take(&standing)
     }
 
     /// Notes what a flush did.
-    fn delivered(&self, flushed: &Flushed) {
-        if let Some(delivery) = &mut self.0.gathered.lock().delivery {
-            delivery.flushed.datums += flushed.datums;
-            delivery.flushed.calls += flushed.calls;
-            delivery.flushed.dropped += flushed.dropped;
-            delivery.flushed.kept = flushed.kept;
-        }
+    fn delivered(&self, place: Place, flushed: &Flushed) {
+        self.0.gathered.lock().deliveries[place.0].note(flushed);
     }
 
     /// Runs `write` on the window of the version `id`, under the lock of this thread's stripe.
@@ -240,7 +297,7 @@ impl Metrics {
             drop(self.gather());
             fresh = self.stripe().lock();
         }
-        let mut window = Window::new(id, features, &self.0.vocabularies);
+        let mut window = Window::new(id, features, &self.0.vocabularies, &self.0.withheld);
         write(&mut window);
         fresh.windows.push(window);
     }
@@ -270,32 +327,37 @@ impl Metrics {
 }
 
 impl Gathered {
+    /// The figures that stand as they are until the next look.
+    fn standing(&self) -> BTreeMap<Series, f64> {
+        self.drift.iter().chain(&self.accuracy).map(|(series, figure)| (series.clone(), *figure)).collect()
+    }
+
     fn absorb(&mut self, measured: Measured) {
         let refused = self.totals.refused();
         for (series, values) in measured.series {
-            if self.totals.add(&measured.id, &series, &values) {
-                self.keep(series, &values);
-            }
+            self.add(&measured.id, &series, &values);
         }
         self.totals.add_version(&measured.id, &measured.codes, &measured.durations);
         let refused = self.totals.refused() - refused;
         if refused > 0 {
-            self.keep(Series::Refused, &Histogram::of(1.0, refused));
+            self.keep(&Series::Refused, &Histogram::of(1.0, refused));
+        }
+    }
+
+    fn add(&mut self, id: &Arc<Identity>, series: &Series, values: &Histogram) {
+        if self.totals.add(id, series, values) {
+            self.keep(series, values);
         }
     }
 
     fn add_limit(&mut self, series: Series, count: u64) {
-        self.totals.add_limit(series.clone(), count);
-        self.keep(series, &Histogram::of(1.0, count));
+        self.keep(&series, &Histogram::of(1.0, count));
+        self.totals.add_limit(series, count);
     }
 
-    /// Keeps measurements for CloudWatch, where it is to have any.
-    fn keep(&mut self, series: Series, values: &Histogram) {
-        if let Some(delivery) = &mut self.delivery
-            && (delivery.mode == Mode::Full || series.is_lean())
-        {
-            delivery.pending.entry(series).or_default().merge(values);
-        }
+    /// Keeps measurements for every sink that takes them.
+    fn keep(&mut self, series: &Series, values: &Histogram) {
+        self.deliveries.iter_mut().for_each(|delivery| delivery.keep(series, values));
     }
 }
 

@@ -13,6 +13,8 @@ use arc_swap::ArcSwap;
 use http::HeaderValue;
 
 pub mod features;
+pub mod held;
+pub mod loading;
 pub mod onnx_file;
 pub mod orders;
 pub mod outputs;
@@ -26,8 +28,11 @@ pub mod shadow;
 pub mod signature;
 pub mod verdict;
 
+use loading::Loading;
+
 pub use features::{Cell, Features, Inputs, InvalidInput};
-pub use outputs::{Decision, Outputs, Prediction, Value};
+pub use held::{Held, Target};
+pub use outputs::{Decision, Outcomes, Outputs, Prediction, Value};
 pub use recent::MAX_ROWS as RECENT_MAX_ROWS;
 pub use rollout::{Route, Trial};
 pub use session::{LoadError, Model, PredictError, Spec, Stage};
@@ -202,8 +207,25 @@ pub struct Status {
     pub previous: Option<Version>,
     /// Versions that were rolled back and are not served again by themselves.
     pub quarantined: Vec<Version>,
+    /// The version on its way, if one is.
+    pub loading: Option<Arc<Loading>>,
     /// The version that asked to serve last, and what came of it.
     pub verdict: Option<(Version, Arc<Verdict>)>,
+    /// What happened since the gateway started.
+    pub tally: VersionTally,
+}
+
+/// How often what happened to versions of one model.
+#[derive(Clone, Debug, Default)]
+pub struct VersionTally {
+    /// By what happened.
+    pub events: BTreeMap<orders::Kind, u64>,
+    /// Versions that passed every rung.
+    pub admitted: u64,
+    /// Versions that were found unfit.
+    pub refused: u64,
+    /// Versions of which it could not be found out.
+    pub undecided: u64,
 }
 
 /// One configured model in a [`ModelSet`].
@@ -213,6 +235,8 @@ pub struct Entry {
     pub serving: Option<Arc<Model>>,
     /// What is on trial, if anything is.
     pub trial: Option<Arc<Trial>>,
+    /// The versions that callers stay on.
+    pub held: Vec<Held>,
     /// What the control plane says of it.
     pub status: Status,
 }
@@ -229,8 +253,8 @@ impl ModelSet {
         self.entries.iter()
     }
 
-    fn only(&self) -> Result<&Entry, NotServed> {
-        let mut entries = self.entries.values();
+    fn only(&self) -> Result<(&ModelName, &Entry), NotServed> {
+        let mut entries = self.entries.iter();
         match (entries.next(), entries.next()) {
             (Some(entry), None) => Ok(entry),
             (None, _) => Err(NotServed::Unknown),
@@ -242,6 +266,16 @@ impl ModelSet {
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.entries.values().all(|entry| entry.serving.is_some())
+    }
+}
+
+impl Entry {
+    /// The answer of the version that is held for those who stay on `target`.
+    fn held(&self, target: &Target) -> Option<Route> {
+        let model = self.held.iter().find(|held| held.target == *target)?.model.as_ref()?;
+        // Where it is the one that serves, it is watched with what it answers here, too.
+        let serves = self.serving.as_ref().is_some_and(|serving| Arc::ptr_eq(serving, model));
+        Some(Route::held(model, self.trial.as_ref().filter(|_| serves)))
     }
 }
 
@@ -257,6 +291,9 @@ pub enum NotServed {
     /// No name was given and there is more than one model.
     #[error("there is more than one model; name one")]
     Ambiguous,
+    /// The caller stays on a version that is not loaded, or cannot be.
+    #[error("{0} is not loaded")]
+    NotHeld(Target),
 }
 
 /// The reading half of what is published. Cheap to clone.
@@ -274,17 +311,25 @@ impl Models {
         entry.serving.clone().ok_or(NotServed::NotReady)
     }
 
-    /// Who answers a request of `key_id` to the model `name`, or to the only one configured where it names none. Take it
-    /// once per request.
+    /// Who answers a request of `key_id` to the model `name`, or to the only one configured where it names none. `stays`
+    /// says what the caller stays on, of the model of that name. Take it once per request.
     ///
     /// # Errors
-    /// When nobody does, and why.
-    pub fn route(&self, name: Option<&str>, key_id: &str) -> Result<Route, NotServed> {
+    /// When nobody does, and why. In the place of a version that a caller stays on nobody else answers.
+    pub fn route(
+        &self,
+        name: Option<&str>,
+        key_id: &str,
+        stays: impl FnOnce(&str) -> Option<Target>,
+    ) -> Result<Route, NotServed> {
         let set = self.0.load();
-        let entry = match name {
-            Some(name) => set.entries.get(name).ok_or(NotServed::Unknown)?,
+        let (name, entry) = match name {
+            Some(name) => set.entries.get_key_value(name).ok_or(NotServed::Unknown)?,
             None => set.only()?,
         };
+        if let Some(target) = stays(name.as_str()) {
+            return entry.held(&target).ok_or(NotServed::NotHeld(target));
+        }
         let serving = entry.serving.as_ref().ok_or(NotServed::NotReady)?;
         Ok(Route::find(serving, entry.trial.as_ref(), key_id))
     }
@@ -331,10 +376,18 @@ impl Publisher {
         self.0.store(Arc::new(set));
     }
 
-    /// Publishes what is known of `name`.
-    pub fn report(&mut self, name: &ModelName, status: Status) {
+    /// The reading half.
+    #[must_use]
+    pub fn models(&self) -> Models {
+        Models(Arc::clone(&self.0))
+    }
+
+    /// Publishes what is known of `name`, and what is held of it for callers who stay.
+    pub fn report(&mut self, name: &ModelName, status: Status, held: Vec<Held>) {
         let mut set = ModelSet::clone(&self.0.load());
-        set.entries.entry(name.clone()).or_default().status = status;
+        let entry = set.entries.entry(name.clone()).or_default();
+        entry.status = status;
+        entry.held = held;
         self.0.store(Arc::new(set));
     }
 }

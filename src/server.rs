@@ -12,6 +12,7 @@ use crate::auth::ApiKeys;
 use crate::capture::Capture;
 use crate::clock::Clock;
 use crate::drift::Drift;
+use crate::feedback::Feedback;
 use crate::metrics::Metrics;
 use crate::model::Models;
 use crate::model::orders::Orders;
@@ -22,12 +23,14 @@ mod admin;
 mod body;
 mod connections;
 pub mod error;
+mod feedback;
 mod head;
 mod infer;
 mod operator;
 mod ratelimit;
 mod replay;
 mod routes;
+mod versions;
 mod watch;
 mod webhook;
 pub mod wire;
@@ -108,6 +111,8 @@ pub struct State {
     pub drift: Drift,
     /// What is kept.
     pub capture: Capture,
+    /// What came true.
+    pub feedback: Feedback,
     /// Whether to send us more.
     pub readiness: Readiness,
     /// What time it is.

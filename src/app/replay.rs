@@ -1,27 +1,32 @@
 //! `modelgate replay`: asks a stored request again of the version that answered it, and compares.
 //!
-//! The version comes from the model cache by its digest, so that it is the very bytes that answered. How features are
-//! written and outputs read comes from the configuration; the tags of a version are in the cache only for the one that
-//! was served last.
+//! The version comes from the model cache by its digest, or else from the registry, and must have that digest: so it is the
+//! very bytes that answered. How features are written and outputs read comes from the configuration; the tags of a version
+//! are in the cache only for the one that was served last.
 
 use std::fmt;
+use std::sync::Arc;
 
 use anyhow::Context;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
+use serde_json::json;
 use tokio::time::Instant;
 
-use super::{Aws, load_runtime, open_sink};
+use super::{Aws, load_runtime, open_registry, open_sink};
+use crate::capture::protect::{Policy, Protection};
 use crate::capture::segment::Row;
 use crate::capture::sink;
 use crate::capture::stored::{Search, Stored};
 use crate::config::{self, Config};
 use crate::manager;
-use crate::model::features::Inputs;
-use crate::model::{Features, Model, Outputs, Prediction, Value};
-use crate::registry::Found;
+use crate::model::features::{Feature, Inputs, Raw};
+use crate::model::loading::Loading;
+use crate::model::signature::Kind;
+use crate::model::{Cell, Features, Model, Outputs, Prediction, Value};
 use crate::registry::cache::Cache;
+use crate::registry::{Fetched, Found, Select};
 
 /// Numbers that differ by more than this, relative to the larger or to one, are different answers. Models compute with 32
 /// bits, and another processor may round the last of their seven digits another way.
@@ -89,15 +94,33 @@ async fn replay_stored(config: Config, request: Request) -> anyhow::Result<Repor
     let dates = request.date.map_or_else(|| dates_of(&request.request_id), |date| vec![date]);
     let search = Search { request_id: request.request_id, model, dates };
     let stored = search.run(&sink).await?;
-    anyhow::ensure!(
-        stored.protected.is_empty(),
-        "the sample does not hold all that was asked: {} was left out, hashed or rounded",
-        stored.protected.join(", ")
-    );
-    let (model, has_tags) = reopen(&config, &stored).await?;
+    check_protected(&stored.protected)?;
+    let protect = config.capture.as_ref().map(|capture| capture.protect.clone()).unwrap_or_default();
+    let (model, has_tags) = reopen(config, &stored).await?;
+    if !stored.has_types {
+        // Text does not tell what was protected; the configuration does, if it has not changed since.
+        check_protected(&protected(model.features(), &protect))?;
+    }
     let inputs = inputs(&stored, model.features())?;
     let again = model.predict(&inputs, Instant::now() + PATIENCE).await?;
     Ok(Report::new(stored, again, has_tags))
+}
+
+fn check_protected(protected: &[String]) -> anyhow::Result<()> {
+    let text = "the sample does not hold all that was asked, so it cannot be asked again";
+    anyhow::ensure!(protected.is_empty(), "{text}: {}", protected.join(", "));
+    Ok(())
+}
+
+/// What `protect` does to the features.
+fn protected(features: &Features, protect: &Policy) -> Vec<String> {
+    let done_to = |feature: &Feature| match protect.of(feature) {
+        Protection::Keep => None,
+        Protection::Redact => Some(format!("{} was left out", feature.name)),
+        Protection::Hash => Some(format!("{} was hashed", feature.name)),
+        Protection::Bucket(_) => Some(format!("{} was rounded", feature.name)),
+    };
+    features.list().iter().filter_map(done_to).collect()
 }
 
 /// Where the samples are.
@@ -121,24 +144,55 @@ fn dates_of(request_id: &str) -> Vec<Date> {
 }
 
 /// The version that answered, and whether its tags are known.
-async fn reopen(config: &Config, stored: &Stored) -> anyhow::Result<(Model, bool)> {
-    let cache = Cache::beside(config.data_dir.join("cache"));
-    let (name, version, digest) = (&stored.model, stored.version, &stored.digest);
-    let last_good = cache.last_good(name).filter(|(_, fetched)| fetched.digest == *digest);
-    let has_tags = last_good.is_some();
-    let fetched = last_good.as_ref().map(|(_, fetched)| fetched.clone()).or_else(|| cache.get(digest));
-    let fetched = fetched.with_context(|| {
-        format!("version {version} of `{name}` ({digest}) is not in the model cache of `{}`", config.data_dir.display())
-    })?;
-    let found = last_good.map_or_else(|| unknown(stored), |(found, _)| found);
-    let found = Found { version, ..found };
+async fn reopen(config: Config, stored: &Stored) -> anyhow::Result<(Model, bool)> {
+    let (name, version) = (&stored.model, stored.version);
+    let scratch = tempfile::tempdir().context("cannot make a folder for the version's files")?;
+    let (found, fetched, has_tags) = match in_cache(&config, stored) {
+        Some(cached) => cached,
+        None => from_registry(&config, stored, &Cache::open(scratch.path().join("cache"))?).await?,
+    };
     // A model that the configuration does not name has no settings of its own.
-    let settings = config.manager.models.iter().find(|model| model.name == *name);
-    let (features, decision) =
-        settings.map(|model| (model.features.clone(), model.decision.clone())).unwrap_or_default();
-    let runtime = load_runtime(config.onnxruntime.clone()).await?;
+    let settings = config.manager.models.into_iter().find(|model| model.name == *name);
+    let (features, decision) = settings.map(|model| (model.features, model.decision)).unwrap_or_default();
+    let runtime = load_runtime(config.onnxruntime).await?;
     let model = manager::reopen(runtime, name.clone(), features, decision, found, fetched).await;
     Ok((model.with_context(|| format!("version {version} of `{name}` does not load"))?, has_tags))
+}
+
+/// The version as the gateway keeps it.
+fn in_cache(config: &Config, stored: &Stored) -> Option<(Found, Fetched, bool)> {
+    let cache = Cache::beside(config.data_dir.join("cache"));
+    let (version, digest) = (stored.version, &stored.digest);
+    let last_good = cache.last_good(&stored.model).filter(|(_, fetched)| fetched.digest == *digest);
+    if let Some((found, fetched)) = last_good {
+        return Some((Found { version, ..found }, fetched, true));
+    }
+    cache.get(digest).map(|fetched| (unknown(stored), fetched, false))
+}
+
+/// The version as the registry has it now: with its tags, and never other bytes than those that answered.
+async fn from_registry(config: &Config, stored: &Stored, cache: &Cache) -> anyhow::Result<(Found, Fetched, bool)> {
+    let (name, version, digest) = (&stored.model, stored.version, stored.digest);
+    let settings = config.manager.models.iter().find(|model| model.name == *name);
+    let registered_model = settings.map_or(name.as_str(), |model| &model.registered_model);
+    let missing = || {
+        let data_dir = config.data_dir.display();
+        format!(
+            "version {version} of `{name}` ({digest}) is not in the model cache of `{data_dir}`, and the registry does not \
+             give it"
+        )
+    };
+    let registry = open_registry(config.registry.clone(), &Aws::default())?;
+    let found = registry.resolve(registered_model, &Select::Version(version)).await.with_context(missing)?;
+    let fetched = registry.fetch(&found, cache, &Loading::default()).await.with_context(missing)?;
+    anyhow::ensure!(
+        fetched.digest == digest,
+        "version {version} of `{name}` is not in the model cache, and the registry has other bytes under that number: \
+         {} answered, the registry has {}",
+        digest,
+        fetched.digest
+    );
+    Ok((found, fetched, true))
 }
 
 /// A version of which only the files are known.
@@ -156,9 +210,12 @@ fn unknown(stored: &Stored) -> Found {
 /// The stored rows as the model takes them.
 fn inputs(stored: &Stored, features: &Features) -> anyhow::Result<Inputs> {
     let list = features.list();
-    let fits = |(name, feature): (&String, &crate::model::features::Feature)| name.starts_with(&*feature.name);
+    let fits = |(name, feature): (&String, &Feature)| name.starts_with(&*feature.name);
+    let has_all = stored.rows.iter().all(|row| row.cells.len() == list.len());
+    // JSON lines have no names.
+    let has_names = stored.features.is_empty() || stored.features.iter().zip(list).all(fits);
     anyhow::ensure!(
-        list.len() == stored.features.len() && stored.features.iter().zip(list).all(fits),
+        has_all && has_names,
         "the configuration of `{}` has other features than when the request was answered: {}",
         stored.model,
         stored.features.join(", ")
@@ -167,7 +224,7 @@ fn inputs(stored: &Stored, features: &Features) -> anyhow::Result<Inputs> {
     for row in &stored.rows {
         rows.begin();
         for (cell, feature) in row.cells.iter().zip(list) {
-            rows.set(&feature.field, cell.into());
+            rows.set(&feature.field, typed(cell, feature.kind));
         }
         rows.end();
     }
@@ -175,12 +232,66 @@ fn inputs(stored: &Stored, features: &Features) -> anyhow::Result<Inputs> {
     rows.finish().context(unfit)
 }
 
+/// A cell as the value of a feature: one that was stored as text is read as the feature's type.
+fn typed(cell: &Cell, kind: Kind) -> Raw<'_> {
+    let Cell::Text(text) = cell else { return cell.into() };
+    let read = match kind {
+        Kind::Text => None,
+        Kind::Boolean => text.parse().ok().map(Raw::Boolean),
+        Kind::Integer | Kind::Long => text.parse().ok().map(Raw::Integer),
+        Kind::Float | Kind::Double => text.parse().ok().map(Raw::Float),
+    };
+    read.unwrap_or(Raw::Text(text))
+}
+
+/// A prediction that was stored as text, as the type of the one that was made again.
+fn alike(then: &Value, now: &Value) -> Option<Value> {
+    let Value::Text(text) = then else { return None };
+    match now {
+        Value::Integer(_) => text.parse().ok().map(Value::Integer),
+        Value::Number(_) => text.parse().ok().map(Value::Number),
+        Value::Text(_) => None,
+    }
+}
+
 impl Report {
-    fn new(stored: Stored, again: Outputs, has_tags: bool) -> Self {
+    fn new(mut stored: Stored, again: Outputs, has_tags: bool) -> Self {
+        for (then, now) in stored.rows.iter_mut().zip(again.predictions()) {
+            if !stored.has_types
+                && let Some(value) = alike(&then.prediction.value, &now.value)
+            {
+                then.prediction.value = value;
+            }
+            if !stored.has_scores {
+                then.prediction.score = now.score;
+            }
+        }
         let now = again.predictions().iter().enumerate();
         let now = now.map(|(row, prediction)| (prediction, again.probabilities(row)));
         let verdicts = stored.rows.iter().zip(now).map(|(then, (now, shares))| compare(then, now, shares)).collect();
         Self { stored, again, verdicts, has_tags }
+    }
+
+    /// The same for programs.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        let Stored { key, model, version, digest, rows, .. } = &self.stored;
+        let row = |(index, (then, now)): (usize, (&Row, &Prediction))| {
+            let mut row = verdict_json(self.verdicts[index]);
+            row["row"] = json!(index);
+            row["stored"] = answer_json(&then.prediction, &then.probabilities);
+            row["replayed"] = answer_json(now, self.again.probabilities(index));
+            row
+        };
+        let mut report = verdict_json(self.verdict());
+        report["model"] = json!(model.as_str());
+        report["version"] = json!(version.to_string());
+        report["digest"] = json!(digest.to_string());
+        report["object"] = json!(key);
+        report["tags_known"] = json!(self.has_tags);
+        report["classes"] = json!(self.again.classes());
+        report["rows"] = rows.iter().zip(self.again.predictions()).enumerate().map(row).collect();
+        report
     }
 
     /// That of the row that differs most.
@@ -189,6 +300,23 @@ impl Report {
         let worse = |one: Verdict, other: Verdict| if rank(other) > rank(one) { other } else { one };
         self.verdicts.iter().copied().fold(Verdict::Identical, worse)
     }
+}
+
+fn verdict_json(verdict: Verdict) -> serde_json::Value {
+    match verdict {
+        Verdict::Identical => json!({ "verdict": "identical" }),
+        Verdict::Within(bound) => json!({ "verdict": "within", "within": bound }),
+        Verdict::Different => json!({ "verdict": "different" }),
+    }
+}
+
+fn answer_json(prediction: &Prediction, probabilities: &[f32]) -> serde_json::Value {
+    let value = match &prediction.value {
+        Value::Integer(class) => json!(class),
+        Value::Number(number) => json!(number),
+        Value::Text(class) => json!(class),
+    };
+    json!({ "prediction": value, "label": prediction.label, "score": prediction.score, "probabilities": probabilities })
 }
 
 /// Zero for identical, and the larger the more different.
@@ -231,7 +359,8 @@ fn within(furthest: f64) -> Verdict {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Stored { key, model, version, digest, classes, rows, .. } = &self.stored;
+        let Stored { key, model, version, digest, rows, .. } = &self.stored;
+        let classes = self.again.classes();
         writeln!(f, "{model} version {version} ({digest})\nfrom {key}")?;
         for (index, ((then, now), verdict)) in rows.iter().zip(self.again.predictions()).zip(&self.verdicts).enumerate()
         {
@@ -247,7 +376,7 @@ impl fmt::Display for Report {
 }
 
 /// A prediction, its probabilities, and the names of the classes, in one line.
-struct Answer<'a>(&'a Prediction, &'a [f32], &'a [String]);
+struct Answer<'a>(&'a Prediction, &'a [f32], &'a [Arc<str>]);
 
 impl fmt::Display for Answer<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

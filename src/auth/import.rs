@@ -115,12 +115,11 @@ impl ApiKeys {
 
     fn read(&self, csv: &[u8], plans: &Plans) -> Result<Vec<Row>, ImportError> {
         let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).flexible(true).from_reader(csv);
-        let columns = Columns::find(&mut reader).map_err(|mistake| ImportError { mistakes: vec![mistake] })?;
+        let columns = Columns::find(csv, &mut reader).map_err(|mistake| ImportError { mistakes: vec![mistake] })?;
         let (mut rows, mut mistakes) = (Vec::new(), Vec::new());
         for record in reader.records() {
-            let line = |record: &csv::StringRecord| record.position().map_or(0, csv::Position::line);
-            let row = record.map_err(|error| broken(&error)).and_then(|record| {
-                self.row(&columns, &record, plans).map_err(|text| Mistake { line: line(&record), text })
+            let row = record.map_err(|error| broken(csv, &error)).and_then(|record| {
+                self.row(&columns, &record, plans).map_err(|text| Mistake { line: line(csv, record.position()), text })
             });
             match row {
                 Ok(row) => rows.push(row),
@@ -170,8 +169,8 @@ impl ApiKeys {
 }
 
 impl Columns {
-    fn find(reader: &mut csv::Reader<&[u8]>) -> Result<Self, Mistake> {
-        let heads = reader.headers().map_err(|error| broken(&error))?;
+    fn find(csv: &[u8], reader: &mut csv::Reader<&[u8]>) -> Result<Self, Mistake> {
+        let heads = reader.headers().map_err(|error| broken(csv, &error))?;
         let find = |name: &str| {
             heads.iter().position(|head| head.trim_start_matches('\u{feff}').trim().eq_ignore_ascii_case(name))
         };
@@ -219,7 +218,15 @@ fn enabled(text: &str) -> Result<bool, String> {
 }
 
 /// What is wrong with the CSV itself. The reader's own words could show a field.
-fn broken(error: &csv::Error) -> Mistake {
-    let line = error.position().map_or(1, csv::Position::line);
-    Mistake { line, text: "this is not CSV in UTF-8".to_owned() }
+fn broken(csv: &[u8], error: &csv::Error) -> Mistake {
+    Mistake { line: line(csv, error.position()), text: "this is not CSV in UTF-8".to_owned() }
+}
+
+/// The line a record begins on. The reader's own is that of the empty lines before it, which it passes over.
+fn line(csv: &[u8], position: Option<&csv::Position>) -> u64 {
+    let Some(position) = position else { return 1 };
+    let from = usize::try_from(position.byte()).unwrap_or(usize::MAX);
+    let rest = csv.get(from..).unwrap_or_default();
+    let empty = rest.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).filter(|byte| **byte == b'\n');
+    position.line() + empty.map(|_| 1).sum::<u64>()
 }

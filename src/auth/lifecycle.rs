@@ -107,9 +107,10 @@ impl ApiKeys {
     /// Switches a key off until it is [enabled](Self::enable). One that was off before keeps its date.
     ///
     /// # Errors
-    /// When there is no such key, or the store cannot be written.
+    /// When there is no such key, it was revoked, or the store cannot be written.
     pub fn disable(&self, id: &str, now: Timestamp) -> Result<KeyRecord, StoreError> {
         self.change(id, |key| {
+            check_not_revoked(key)?;
             key.disabled.get_or_insert(to_millisecond(now));
             Ok(())
         })
@@ -121,17 +122,31 @@ impl ApiKeys {
     /// When there is no such key, it was revoked, or the store cannot be written.
     pub fn enable(&self, id: &str) -> Result<KeyRecord, StoreError> {
         self.change(id, |key| {
+            check_not_revoked(key)?;
             key.disabled = None;
-            if key.revoked.is_some() { Err(StoreError::Ended(key.id.clone())) } else { Ok(()) }
+            Ok(())
+        })
+    }
+
+    /// Says anew when a key stops working: `None` is never. One that has expired works again if the new end is to come.
+    ///
+    /// # Errors
+    /// When there is no such key, it was revoked, or the store cannot be written.
+    pub fn expire(&self, id: &str, end: Option<Timestamp>) -> Result<KeyRecord, StoreError> {
+        self.change(id, |key| {
+            check_not_revoked(key)?;
+            key.expires = end.map(to_millisecond);
+            Ok(())
         })
     }
 
     /// Says anew what a key may do.
     ///
     /// # Errors
-    /// When there is no such key, or the store cannot be written.
+    /// When there is no such key, it was revoked, or the store cannot be written.
     pub fn set_scopes(&self, id: &str, scopes: Scopes) -> Result<KeyRecord, StoreError> {
         self.change(id, |key| {
+            check_not_revoked(key)?;
             key.scopes = scopes;
             Ok(())
         })
@@ -162,11 +177,15 @@ impl ApiKeys {
 }
 
 /// The key with this id. Who gives a whole key means its id; the error must not show the secret.
-fn find(tx: &rusqlite::Transaction<'_>, id: &str) -> Result<KeyRecord, StoreError> {
+pub(super) fn find(tx: &rusqlite::Transaction<'_>, id: &str) -> Result<KeyRecord, StoreError> {
     let known = key::parse(id).or_else(|| key::parse_id(id));
     let found = known.map(|id| store::key(tx, key::id_text(&id))).transpose()?.flatten();
     let shown = || key::parse_id(id).map_or("…", |_| id).to_owned();
     found.map(|key| key.record).ok_or_else(|| StoreError::NoSuchKey(shown()))
+}
+
+fn check_not_revoked(key: &KeyRecord) -> Result<(), StoreError> {
+    if key.revoked.is_some() { Err(StoreError::Ended(KeyId::clone(&key.id))) } else { Ok(()) }
 }
 
 fn check_rotatable(key: &KeyRecord, now: Timestamp) -> Result<(), StoreError> {
@@ -201,7 +220,9 @@ pub(super) fn check_name(name: &str) -> Result<(), StoreError> {
     if fits && !name.chars().any(char::is_control) { Ok(()) } else { Err(StoreError::BadName) }
 }
 
-/// What the store keeps of a time.
+/// What the store keeps of a time. The last second there is has no milliseconds that can be read back.
 pub(super) fn to_millisecond(time: Timestamp) -> Timestamp {
-    Timestamp::from_millisecond(time.as_millisecond()).expect("a millisecond of a timestamp is a timestamp")
+    Timestamp::from_millisecond(time.as_millisecond())
+        .or_else(|_| Timestamp::from_second(time.as_second()))
+        .expect("a second of a timestamp is a timestamp")
 }

@@ -4,11 +4,13 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// One thing a key may do, written `predict:<model>`, `predict:*` or `usage:read`.
+/// One thing a key may do, written `predict:<model>`, `predict:*`, `feedback:<model>`, `feedback:*` or `usage:read`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// Predictions of one model, or of every model.
     Predict(Option<Arc<str>>),
+    /// Labels of the answers of one model, or of every model.
+    Feedback(Option<Arc<str>>),
     /// Its own plan, used and left.
     ReadUsage,
 }
@@ -25,7 +27,7 @@ pub enum Scopes {
 
 /// A text that is no scope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected `predict:<model>`, `predict:*` or `usage:read`")]
+#[error("expected `predict:<model>`, `predict:*`, `feedback:<model>`, `feedback:*` or `usage:read`")]
 pub struct NoScope;
 
 impl Scopes {
@@ -40,8 +42,21 @@ impl Scopes {
         self.any(|scope| match scope {
             Scope::Predict(Some(only)) => **only == *model,
             Scope::Predict(None) => true,
-            Scope::ReadUsage => false,
+            Scope::Feedback(_) | Scope::ReadUsage => false,
         })
+    }
+
+    /// Whether labels of the answers of `model` are among them.
+    pub(super) fn label(&self, model: &str) -> bool {
+        self.any(|scope| match scope {
+            Scope::Feedback(only) => only.as_deref().is_none_or(|only| only == model),
+            Scope::Predict(_) | Scope::ReadUsage => false,
+        })
+    }
+
+    /// Whether labels of any answers are among them.
+    pub(super) fn label_any(&self) -> bool {
+        self.any(|scope| matches!(scope, Scope::Feedback(_)))
     }
 
     /// Whether the caller may read its own usage.
@@ -65,6 +80,8 @@ impl FromStr for Scope {
         match text.split_once(':') {
             Some(("predict", "*")) => Ok(Self::Predict(None)),
             Some(("predict", model)) if named(model) => Ok(Self::Predict(Some(model.into()))),
+            Some(("feedback", "*")) => Ok(Self::Feedback(None)),
+            Some(("feedback", model)) if named(model) => Ok(Self::Feedback(Some(model.into()))),
             Some(("usage", "read")) => Ok(Self::ReadUsage),
             _ => Err(NoScope),
         }
@@ -75,6 +92,7 @@ impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Predict(model) => write!(f, "predict:{}", model.as_deref().unwrap_or("*")),
+            Self::Feedback(model) => write!(f, "feedback:{}", model.as_deref().unwrap_or("*")),
             Self::ReadUsage => f.write_str("usage:read"),
         }
     }

@@ -14,14 +14,14 @@ use super::{KeyRecord, StoreError, private};
 
 /// `mgat`: tells our files from other SQLite files.
 const APPLICATION_ID: i32 = 0x6d67_6174;
-const SCHEMA_VERSION: i32 = 2;
+const SCHEMA_VERSION: i32 = 3;
 
 /// How long one process waits for another's write.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// `keyring` has one row: `generation` counts changes to `keys`, `pepper` tells whether the pepper is still the same.
 /// `usage.given` is what was given out of a key's quota in a window, used or leased; `usage.key_id` is the account, the
-/// first of the keys that replaced each other. Kept as version 1 made it: [`UPGRADE`] brings every store to the present.
+/// first of the keys that replaced each other. Kept as version 1 made it: [`UPGRADES`] bring every store to the present.
 const SCHEMA: &str = "
     PRAGMA journal_mode = WAL;
     BEGIN;
@@ -48,9 +48,12 @@ const SCHEMA: &str = "
     PRAGMA user_version = 1;
     COMMIT;";
 
-/// From version 1 to 2. `account` is the first of a row of keys that replaced each other, whose quota they share.
+/// What brings a store from version 1 to 2, from 2 to 3, and so on.
+const UPGRADES: [&str; 2] = [ROTATION, PINS];
+
+/// `account` is the first of a row of keys that replaced each other, whose quota they share.
 /// `imported` keys have no id in their text and are found by their hash.
-const UPGRADE: &str = "
+const ROTATION: &str = "
     ALTER TABLE keys ADD COLUMN account TEXT;
     ALTER TABLE keys ADD COLUMN replaced_by TEXT;
     ALTER TABLE keys ADD COLUMN disabled INTEGER;
@@ -59,6 +62,17 @@ const UPGRADE: &str = "
     UPDATE keys SET account = id;
     CREATE UNIQUE INDEX keys_by_hash ON keys (hash);
     PRAGMA user_version = 2;";
+
+/// Versions that keys stay on, by account: those that replace each other stay on the same.
+const PINS: &str = "
+    CREATE TABLE pins (
+        account TEXT NOT NULL,
+        model TEXT NOT NULL,
+        target TEXT NOT NULL,
+        until INTEGER NOT NULL,
+        PRIMARY KEY (account, model)
+    ) STRICT, WITHOUT ROWID;
+    PRAGMA user_version = 3;";
 
 /// One row of `keys`.
 #[derive(Debug)]
@@ -90,9 +104,10 @@ fn upgrade(db: &mut Connection) -> Result<(), Fault> {
         return Ok(());
     }
     let tx = write(db)?;
-    // Another process may have been faster.
-    if version(&tx)? < SCHEMA_VERSION {
-        tx.execute_batch(UPGRADE)?;
+    // Looked at again: another process may have been faster.
+    let done = usize::try_from(version(&tx)?).unwrap_or(1).saturating_sub(1);
+    for upgrade in UPGRADES.iter().skip(done) {
+        tx.execute_batch(upgrade)?;
     }
     Ok(tx.commit()?)
 }
@@ -113,7 +128,7 @@ fn create(path: &Path) -> Result<(), StoreError> {
     let draft = private::draft(path).map_err(failed)?;
     let db = connect(draft.path()).map_err(|fault| fault.at(path))?;
     db.execute_batch(SCHEMA)?;
-    db.execute_batch(UPGRADE)?;
+    db.execute_batch(&UPGRADES.concat())?;
     db.close().map_err(|(_, error)| error)?;
     private::publish(draft, path).map_err(failed)
 }
@@ -263,7 +278,7 @@ pub(super) fn update(tx: &Transaction<'_>, record: &KeyRecord) -> rusqlite::Resu
     next_generation(tx)
 }
 
-fn next_generation(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+pub(super) fn next_generation(tx: &Transaction<'_>) -> rusqlite::Result<()> {
     tx.execute("UPDATE keyring SET generation = generation + 1", [])?;
     Ok(())
 }
@@ -288,11 +303,11 @@ fn read_key(row: &Row<'_>) -> rusqlite::Result<StoredKey> {
     Ok(StoredKey { record, hash: row.get(6)? })
 }
 
-fn invalid_text(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+pub(super) fn invalid_text(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
 }
 
-fn timestamp(column: usize, millis: i64) -> rusqlite::Result<Timestamp> {
+pub(super) fn timestamp(column: usize, millis: i64) -> rusqlite::Result<Timestamp> {
     Timestamp::from_millisecond(millis).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, millis))
 }
 

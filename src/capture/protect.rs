@@ -48,6 +48,12 @@ pub enum Protection {
 }
 
 impl Policy {
+    /// The names of all features that are protected in any way.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.redact.iter().chain(&self.hash).chain(self.bucket.keys()).cloned().collect()
+    }
+
     /// The rule for `feature`.
     #[must_use]
     pub fn of(&self, feature: &Feature) -> Protection {

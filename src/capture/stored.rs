@@ -1,4 +1,4 @@
-//! A request as the Parquet objects of a sink have it: found by its id, read back row by row.
+//! A request as the objects of a sink have it, in any of the formats: found by its id, read back row by row.
 //!
 //! Objects are looked at one after the other, newest day first, so a search should name the model and the day: a
 //! partition is skipped without being opened.
@@ -16,6 +16,8 @@ use crate::model::{Cell, Digest, ModelName, Prediction, Value, Version};
 use super::parquet::PROTECTED;
 use super::segment::Row;
 use super::sink::{ReadError, Sink};
+
+mod text;
 
 /// A search opens this many objects at most.
 const OBJECTS_MAX: usize = 10_000;
@@ -45,10 +47,14 @@ pub struct Stored {
     /// The model's names of the features, in the order of the cells. Of names that differ in case only, all but the first
     /// have a number behind them.
     pub features: Vec<String>,
-    /// Features whose values are not what was asked.
+    /// Features whose values are not what was asked, and what was done to them: `SSN was left out`. Only Parquet tells.
     pub protected: Vec<String>,
     /// The labels of the classes, in the order of the probabilities.
     pub classes: Vec<String>,
+    /// Whether cells and predictions have their types; if not they are texts.
+    pub has_types: bool,
+    /// Whether scores were stored, where there are any.
+    pub has_scores: bool,
     /// What was asked and answered.
     pub rows: Vec<Row>,
 }
@@ -74,7 +80,7 @@ pub enum SearchError {
     #[error("{0} objects may hold the sample, more than {OBJECTS_MAX}: name its model and its day")]
     TooMany(usize),
     /// An object that is not what a gateway writes.
-    #[error("`{key}` is not a Parquet file of samples: {reason}")]
+    #[error("`{key}` is not an object of samples: {reason}")]
     Unreadable {
         /// The object.
         key: String,
@@ -89,16 +95,27 @@ impl Search {
     /// # Errors
     /// When it is not there, or what is there cannot be read.
     pub async fn run(&self, sink: &Sink) -> Result<Stored, SearchError> {
-        let within = self.model.as_ref().map_or_else(String::new, |model| format!("model={model}/"));
-        let mut keys = sink.list(&within).await?;
+        let mut keys = Vec::new();
+        // JSON lines lie in folders of other names.
+        match &self.model {
+            Some(model) => {
+                keys.extend(sink.list(&format!("model={model}/")).await?);
+                keys.extend(sink.list(&format!("{model}/")).await?);
+            }
+            None => keys.extend(sink.list("").await?),
+        }
         keys.retain(|key| self.may_be_in(key));
         if keys.len() > OBJECTS_MAX {
             return Err(SearchError::TooMany(keys.len()));
         }
-        keys.sort_by(|one, other| partition(other, "date").cmp(&partition(one, "date")));
+        keys.sort_by_key(|key| std::cmp::Reverse(date_of(key)));
         for key in &keys {
             let object = sink.get(key).await?;
-            let found = read(key, object, &self.request_id);
+            let found = match extension(key) {
+                "parquet" => read(key, object, &self.request_id),
+                "csv" => utf8(&object).and_then(|object| text::read_csv(key, object, &self.request_id)),
+                _ => utf8(&object).and_then(|object| text::read_jsonl(key, object, &self.request_id)),
+            };
             let unreadable = |reason| SearchError::Unreadable { key: key.clone(), reason };
             if let Some(stored) = found.map_err(unreadable)? {
                 return Ok(stored);
@@ -108,11 +125,30 @@ impl Search {
     }
 
     fn may_be_in(&self, key: &str) -> bool {
-        let date = || partition(key, "date").and_then(|date| date.parse().ok());
-        key.starts_with("model=")
-            && key.ends_with(".parquet")
-            && (self.dates.is_empty() || date().is_some_and(|date| self.dates.contains(&date)))
+        let is_ours = match extension(key) {
+            "parquet" | "csv" => key.starts_with("model="),
+            "jsonl" => !key.starts_with('_'),
+            _ => false,
+        };
+        is_ours && (self.dates.is_empty() || date_of(key).is_some_and(|date| self.dates.contains(&date)))
     }
+}
+
+fn extension(key: &str) -> &str {
+    key.rsplit_once('.').map_or("", |(_, extension)| extension)
+}
+
+/// The day in `…/date=<YYYY-MM-DD>/…`, or in `<name>/<version>/<YYYY>/<MM>/<DD>/…`.
+fn date_of(key: &str) -> Option<Date> {
+    if let Some(date) = partition(key, "date") {
+        return date.parse().ok();
+    }
+    let [year, month, day] = key.split('/').skip(2).take(3).collect::<Vec<_>>().try_into().ok()?;
+    format!("{year}-{month}-{day}").parse().ok()
+}
+
+fn utf8(object: &[u8]) -> Result<&str, String> {
+    std::str::from_utf8(object).map_err(said)
 }
 
 /// The value of `name` in `…/<name>=<value>/…`.
@@ -122,23 +158,35 @@ fn partition<'k>(key: &'k str, name: &str) -> Option<&'k str> {
 
 /// The request in an object, if it is there. Only the column of ids is read until then.
 fn read(key: &str, object: Bytes, request_id: &str) -> Result<Option<Stored>, String> {
-    let reader = SerializedFileReader::new(object).map_err(text)?;
+    let reader = SerializedFileReader::new(object).map_err(said)?;
     let file = reader.metadata().file_metadata();
     let ids = file.schema().get_fields().first().ok_or("it has no columns")?;
-    let ids = Type::group_type_builder("sample").with_fields(vec![Arc::clone(ids)]).build().map_err(text)?;
-    let mut ids = reader.get_row_iter(Some(ids)).map_err(text)?;
+    let ids = Type::group_type_builder("sample").with_fields(vec![Arc::clone(ids)]).build().map_err(said)?;
+    let mut ids = reader.get_row_iter(Some(ids)).map_err(said)?;
     let is_it = |line: &Line| line.get_column_iter().next().is_some_and(|(_, id)| is_text(id, request_id));
     let Some(first) = ids.position(|line| line.as_ref().is_ok_and(is_it)) else { return Ok(None) };
 
-    let lines = reader.get_row_iter(None).map_err(text)?.skip(first);
+    let lines = reader.get_row_iter(None).map_err(said)?.skip(first);
     let lines: Result<Vec<Line>, _> = lines.take_while(|line| line.as_ref().is_ok_and(is_it)).collect();
     let metadata = file.key_value_metadata().into_iter().flatten();
-    let protected = metadata.filter_map(|entry| entry.key.strip_prefix(PROTECTED)).map(str::to_owned).collect();
-    let stored = stored(key, protected, &lines.map_err(text)?);
+    let protected = metadata.filter_map(|entry| {
+        Some(format!("{} was {}", entry.key.strip_prefix(PROTECTED)?, done_to(entry.value.as_deref())))
+    });
+    let protected = protected.collect();
+    let stored = stored(key, protected, &lines.map_err(said)?);
     stored.map(Some).ok_or_else(|| "its columns are not those of samples".to_owned())
 }
 
-fn text(error: impl std::fmt::Display) -> String {
+/// What a protection does to a value.
+fn done_to(protection: Option<&str>) -> &'static str {
+    match protection {
+        Some("hash") => "hashed",
+        Some("bucket") => "rounded",
+        _ => "left out",
+    }
+}
+
+fn said(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
@@ -164,6 +212,8 @@ fn stored(key: &str, protected: Vec<String>, lines: &[Line]) -> Option<Stored> {
         features: names("feature_"),
         protected,
         classes: names("probability_"),
+        has_types: true,
+        has_scores: true,
         rows: lines.iter().map(row).collect::<Option<_>>()?,
     })
 }
@@ -226,7 +276,10 @@ mod tests {
         assert_eq!(found.rows, contents.samples[1].rows);
         assert_eq!((found.model.as_str(), found.version, found.digest), ("credit-score", Version(3), Digest([7; 32])));
         assert_eq!(found.features, ["Age", "Job, \"held\"", "Member"]);
-        assert_eq!((found.protected, found.classes), (vec!["Age".into()], vec!["Poor".into(), "Good".into()]));
+        assert_eq!(
+            (found.protected, found.classes),
+            (vec!["Age was rounded".into()], vec!["Poor".into(), "Good".into()])
+        );
         assert_eq!(read("key", object, "r").unwrap(), None);
     }
 
@@ -248,7 +301,11 @@ mod tests {
         check(key, &[], true);
         check(key, &["2025-12-01"], true);
         check(key, &["2025-11-30", "2025-12-02"], false);
-        check("model=m/version=3/date=2025-12-01/hour=12/a.csv", &[], false);
+        check("model=m/version=3/date=2025-12-01/hour=12/a.csv", &["2025-12-01"], true);
+        check("m/3/2025/12/01/12/a.jsonl", &["2025-12-01"], true);
+        check("m/3/2025/12/01/12/a.jsonl", &["2025-12-02"], false);
+        check("_labels/m/3/2025/12/01/12/a.jsonl", &[], false);
+        check("_labels/model=m/version=3/date=2025-12-01/hour=12/a.parquet", &[], false);
         check("_manifest/date=2025-12-01/a.json", &[], false);
     }
 }

@@ -15,27 +15,26 @@ use url::Url;
 use super::layer::{Origin, Value, mask_url};
 use super::reader::Section;
 use super::value::{
-    Parsed, SECOND, Wrong, address, boolean, duration, finite, map, number, path, size, text, text_as, texts, whole,
-    word,
+    Parsed, SECOND, Wrong, address, boolean, duration, finite, list, map, number, path, size, text, text_as, texts,
+    whole, word,
 };
-use super::{Purpose, variable};
-use crate::auth::{Access, PlanName};
+use super::{Purpose, pins, variable};
+use crate::auth::{Access, PlanName, PlanPins};
 use crate::capture::protect::Policy;
 use crate::capture::{Format, SamplingRate};
 use crate::manager::ModelConfig;
 use crate::manager::admission::{self, SignatureChange};
-use crate::metrics::cloudwatch::Mode;
 use crate::model::{ModelName, RECENT_MAX_ROWS};
-use crate::quota::{Enforcement, Limit, Period, Plan, Throttle, Unit};
+use crate::quota::{Enforcement, Limit, OFFSET_MAX, Period, Plan, Throttle, Unit};
 use crate::registry::Credentials;
 use crate::server::ErrorStyle;
 use crate::telemetry::LogFormat;
-use crate::{capture, drift, metrics, registry, server, telemetry};
+use crate::{capture, drift, feedback, registry, server, telemetry};
 
-const HOUR: Duration = Duration::from_hours(1);
+pub(super) const HOUR: Duration = Duration::from_hours(1);
 
 /// A count from one to a million: enough for every limit that is a number of things.
-fn count<T: TryFrom<u64>>() -> impl Fn(&Value) -> Parsed<T> {
+pub(super) fn count<T: TryFrom<u64>>() -> impl Fn(&Value) -> Parsed<T> {
     whole(1..=1_000_000)
 }
 
@@ -83,16 +82,25 @@ fn check_addresses(s: &mut Section<'_>, listen: SocketAddr, admin: SocketAddr) {
 }
 
 /// What [`count`] read, in the type that says so.
-fn non_zero(count: usize) -> NonZeroUsize {
+pub(super) fn non_zero(count: usize) -> NonZeroUsize {
     NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN)
 }
 
-pub(super) fn engine(mut s: Section<'_>, processors: NonZeroUsize) -> usize {
-    let default = Value::Integer(i64::try_from(processors.get()).map_or(1, |processors| processors.min(1024)));
-    let slots = s.or("slots", default, whole(1..=1024));
-    s.finish();
-    slots
+/// What every version is loaded with, and how many are.
+pub(super) struct Engine {
+    pub(super) slots: usize,
+    pub(super) max_held: usize,
 }
+
+pub(super) fn engine(mut s: Section<'_>, processors: NonZeroUsize) -> Engine {
+    let default = Value::Integer(i64::try_from(processors.get()).map_or(1, |processors| processors.min(1024)));
+    let engine =
+        Engine { slots: s.or("slots", default, whole(1..=1024)), max_held: s.defaulted("max_held", whole(0..=64)) };
+    s.finish();
+    engine
+}
+
+const FOLDERS: &str = "a list of folders in S3, such as [\"s3://bucket/folder\"]";
 
 enum Location {
     Server(Url),
@@ -114,15 +122,29 @@ pub(super) fn registry(mut s: Section<'_>) -> Registry {
     let max_bytes = s.defaulted("max_bytes", size(ByteSize::kib(1)..=ByteSize::tib(1)));
     let given = credentials(&mut s);
     let workspace = s.optional("workspace", text);
+    let ca_file = s.optional("ca_file", path);
     let write_back = s.switch("write_back");
     let webhook_secret = secret(&mut s, "webhook_secret", "webhook_secret_file");
+    let artifact_roots =
+        s.optional("artifact_roots", list(FOLDERS, text_as("s3://bucket/folder", |text| text.parse().ok())));
+    let artifact_roots = artifact_roots.unwrap_or_default();
+    let s3_endpoint = s.optional("s3_endpoint", text_as("\"http://…\" or \"https://…\"", endpoint));
     s.finish();
     let config = match location {
         Location::Directory(root) => registry::Config::Directory(root),
         Location::Server(mut uri) => {
             let in_uri = take_credentials(&mut uri);
             let credentials = if matches!(given, Credentials::None) { in_uri } else { given };
-            registry::Config::Mlflow(registry::Mlflow { uri, credentials, timeout, workspace, max_bytes })
+            registry::Config::Mlflow(registry::Mlflow {
+                uri,
+                credentials,
+                timeout,
+                workspace,
+                max_bytes,
+                ca_file,
+                artifact_roots,
+                s3_endpoint,
+            })
         }
     };
     Registry { config, poll_interval, write_back, webhook_secret }
@@ -135,6 +157,10 @@ fn location(text: &str) -> Option<Location> {
     let url = Url::parse(text).ok()?;
     let plain = matches!(url.scheme(), "http" | "https") && url.query().is_none() && url.fragment().is_none();
     plain.then_some(Location::Server(url))
+}
+
+fn endpoint(text: &str) -> Option<Url> {
+    Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"))
 }
 
 /// The directory in `file:directory` or `file:///directory`.
@@ -237,13 +263,14 @@ pub(super) fn admission(mut s: Section<'_>, env: &[(String, String)]) -> admissi
 pub(super) struct Plans {
     pub(super) access: BTreeMap<PlanName, Access>,
     pub(super) limits: BTreeMap<PlanName, Plan>,
+    pub(super) pins: PlanPins,
 }
 
 /// The plan there is when none is written, so that a gateway without a file can have keys.
 const DEFAULT_PLAN: &str = "default";
 
-pub(super) fn plans(root: &mut Section<'_>, models: &[ModelConfig], purpose: Purpose) -> Plans {
-    let mut plans = Plans { access: BTreeMap::new(), limits: BTreeMap::new() };
+pub(super) fn plans(root: &mut Section<'_>, models: &[ModelConfig], purpose: Purpose, max_held: usize) -> Plans {
+    let mut plans = Plans { access: BTreeMap::new(), limits: BTreeMap::new(), pins: PlanPins::new() };
     for name in root.names("plans") {
         let mut s = root.named("plans", &name);
         if !is_plan_name(&name) {
@@ -251,6 +278,8 @@ pub(super) fn plans(root: &mut Section<'_>, models: &[ModelConfig], purpose: Pur
         }
         let name = PlanName::from(name);
         plans.limits.insert(name.clone(), limits(&mut s));
+        let pins = pins::read(&mut s, models, purpose, max_held, &plans.pins);
+        plans.pins.insert(name.clone(), pins);
         plans.access.insert(name, access(&mut s, models, purpose));
         s.finish();
     }
@@ -272,15 +301,20 @@ fn limits(s: &mut Section<'_>) -> Plan {
     let quota = s.optional("quota", whole::<u64>(1..=i64::MAX.unsigned_abs()));
     let period = [("day", Period::Day), ("week", Period::Week), ("month", Period::Month)];
     let period = s.defaulted("period", word(&period, &[]));
+    let offset = s.optional("offset", duration(Duration::ZERO..=OFFSET_MAX)).unwrap_or_default();
     let unit = s.defaulted("unit", word(&[("rows", Unit::Rows), ("requests", Unit::Requests)], &[]));
     let concurrency = s.optional("concurrency", count());
     let enforced = s.defaulted("enforce", boolean);
     if burst.is_some() && !s.has("rate") {
         s.mistake("burst", "expected a `rate` with it");
     }
+    if s.has("offset") && !s.has("quota") {
+        s.mistake("offset", "expected a `quota` with it");
+    }
     Plan {
         throttle: rate.map(|rate| Throttle { rate, burst: burst.unwrap_or_else(|| one_second_of(rate)) }),
         quota: quota.and_then(NonZeroU64::new).map(|amount| Limit { amount, period }),
+        offset,
         unit,
         concurrency: concurrency.and_then(NonZeroU32::new),
         enforcement: if enforced { Enforcement::Enforced } else { Enforcement::DryRun },
@@ -305,16 +339,6 @@ fn access(s: &mut Section<'_>, models: &[ModelConfig], purpose: Purpose) -> Acce
     Access::Only(BTreeSet::from_iter(allowed))
 }
 
-pub(super) fn metrics(mut s: Section<'_>) -> (metrics::Config, Option<metrics::cloudwatch::Config>) {
-    let config = metrics::Config {
-        max_series: non_zero(s.defaulted("max_series", count())),
-        max_categories: non_zero(s.defaulted("max_categories", count())),
-    };
-    let cloudwatch = s.optional_section("cloudwatch").map(cloudwatch);
-    s.finish();
-    (config, cloudwatch)
-}
-
 /// How drift is looked for.
 pub(super) fn drift(mut s: Section<'_>) -> drift::Config {
     let config = drift::Config {
@@ -331,24 +355,6 @@ pub(super) fn drift(mut s: Section<'_>) -> drift::Config {
     config
 }
 
-fn cloudwatch(mut s: Section<'_>) -> metrics::cloudwatch::Config {
-    let expected = "1 to 255 printable ASCII characters, not beginning with \":\" or \"AWS/\"";
-    let config = metrics::cloudwatch::Config {
-        namespace: s.defaulted("namespace", text_as(expected, namespace)),
-        interval: s.defaulted("interval", duration(SECOND * 10..=HOUR)),
-        mode: s.defaulted("mode", word(&[("full", Mode::Full), ("lean", Mode::Lean)], &[])),
-    };
-    s.finish();
-    config
-}
-
-/// CloudWatch's own rules for a namespace.
-fn namespace(text: &str) -> Option<String> {
-    let printable = text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
-    let allowed = printable && !text.starts_with(':') && !text.starts_with("AWS/") && !text.trim().is_empty();
-    (allowed && text.len() <= 255).then(|| text.to_owned())
-}
-
 pub(super) fn capture(
     mut s: Section<'_>,
     data_dir: &Path,
@@ -361,6 +367,7 @@ pub(super) fn capture(
     let formats = [("parquet", Format::Parquet), ("jsonl", Format::Jsonl), ("csv", Format::Csv)];
     let format = s.defaulted("format", word(&formats, &[]));
     let rate = SamplingRate::new(s.defaulted("rate", number(0.0..=1.0)));
+    let failed = s.switch("failed");
     let protect = protect(&mut s);
     let spool_max_bytes = s.defaulted("spool_max", size(ByteSize::mib(1)..=ByteSize::tib(1)));
     let mut flush = s.section("flush");
@@ -373,6 +380,7 @@ pub(super) fn capture(
         format,
         rate: rate?,
         rates,
+        failed,
         flush_rows: flush_rows?,
         flush_age,
         protect,
@@ -380,6 +388,23 @@ pub(super) fn capture(
         spool: data_dir.join("spool"),
         spool_max_bytes,
     })
+}
+
+/// Whether labels are taken, and how long their answers are remembered. Objects of labels are made as those of samples.
+pub(super) fn feedback(mut s: Section<'_>, data_dir: &Path, samples: Option<&capture::Config>) -> feedback::Config {
+    let config = feedback::Config {
+        age: s.defaulted("age", duration(HOUR..=HOUR * 24 * 366)),
+        max_bytes: s.defaulted("max_size", size(ByteSize::mib(1)..=ByteSize::tib(1))),
+        max_labels: s.defaulted("max_labels", count()),
+        file: data_dir.join("feedback.db"),
+        objects: samples.map(|samples| feedback::Objects {
+            format: samples.format,
+            flush_rows: samples.flush_rows.get(),
+            flush_age: samples.flush_age,
+        }),
+    };
+    s.finish();
+    config
 }
 
 /// A feature under two rules is a mistake: whoever wrote it expected either.
@@ -431,28 +456,55 @@ pub(super) fn telemetry(mut s: Section<'_>, env: &[(String, String)]) -> telemet
 
 /// Where traces go, as OpenTelemetry's variables say. The exporter reads the rest of them (headers, time-out) itself.
 fn otlp(s: &mut Section<'_>, env: &[(String, String)]) -> Option<telemetry::Otlp> {
-    let (name, endpoint) = otlp_endpoint(env)?;
+    let endpoint = otlp_endpoint(s, env, &TRACES)?;
+    Some(telemetry::Otlp { endpoint: endpoint.into(), service_name: otlp_service_name(env) })
+}
+
+/// The name in traces and metrics.
+pub(super) fn otlp_service_name(env: &[(String, String)]) -> String {
+    variable(env, "OTEL_SERVICE_NAME").unwrap_or("modelgate").to_owned()
+}
+
+/// What one kind of telemetry is called, by people, in an address and in OpenTelemetry's variables.
+pub(super) struct Signal {
+    pub(super) name: &'static str,
+    pub(super) endpoint: &'static str,
+    pub(super) protocol: &'static str,
+}
+
+const TRACES: Signal = Signal {
+    name: "traces",
+    endpoint: "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    protocol: "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+};
+
+/// Where OpenTelemetry's variables want `signal`: the variable for all signals is a base address.
+pub(super) fn otlp_endpoint(s: &mut Section<'_>, env: &[(String, String)], signal: &Signal) -> Option<Url> {
+    let all = "OTEL_EXPORTER_OTLP_ENDPOINT";
+    let exact = variable(env, signal.endpoint).map(|endpoint| (signal.endpoint, endpoint.to_owned()));
+    let base = || Some((all, format!("{}/v1/{}", variable(env, all)?.trim_end_matches('/'), signal.name)));
+    let (name, endpoint) = exact.or_else(base)?;
     let origin = Origin::Variable(name.to_owned());
-    let legal = Url::parse(&endpoint).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
-    if !legal {
+    let Some(url) = collector(&endpoint) else {
         s.mistake_at(origin, "expected the address of a collector, such as \"http://localhost:4318\"");
         return None;
-    }
-    for name in ["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] {
+    };
+    check_otlp_protocol(s, env, signal);
+    s.note(format!("# {} to {}", signal.name, mask_url(&endpoint)), &origin);
+    Some(url)
+}
+
+/// The address of a collector.
+pub(super) fn collector(text: &str) -> Option<Url> {
+    Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"))
+}
+
+/// We speak one of OpenTelemetry's protocols.
+fn check_otlp_protocol(s: &mut Section<'_>, env: &[(String, String)], signal: &Signal) {
+    for name in ["OTEL_EXPORTER_OTLP_PROTOCOL", signal.protocol] {
         if let Some(protocol) = variable(env, name).filter(|protocol| *protocol != "http/protobuf") {
             let text = format!("found {protocol:?}, expected \"http/protobuf\" (most collectors take it on port 4318)");
             s.mistake_at(Origin::Variable(name.to_owned()), &text);
         }
     }
-    s.note(format!("# traces to {}", mask_url(&endpoint)), &origin);
-    let service_name = variable(env, "OTEL_SERVICE_NAME").unwrap_or("modelgate").to_owned();
-    Some(telemetry::Otlp { endpoint, service_name })
-}
-
-/// The variable that decides, and the traces endpoint it means: the one for all signals is a base address.
-fn otlp_endpoint(env: &[(String, String)]) -> Option<(&'static str, String)> {
-    let (all, traces) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT");
-    let exact = variable(env, traces).map(|endpoint| (traces, endpoint.to_owned()));
-    let base = || Some((all, format!("{}/v1/traces", variable(env, all)?.trim_end_matches('/'))));
-    exact.or_else(base)
 }

@@ -151,14 +151,14 @@ pub(super) fn address(value: &Value) -> Parsed<SocketAddr> {
 }
 
 /// One of the words `now`. Those that come `later` are told apart from those that never were.
-pub(super) fn word<T: Copy>(now: &[(&str, T)], later: &[&str]) -> impl Fn(&Value) -> Parsed<T> {
+pub(super) fn word<T: Clone>(now: &[(&str, T)], later: &[&str]) -> impl Fn(&Value) -> Parsed<T> {
     move |value| {
         let written = match value {
             Value::Text(text) => text.as_str(),
             _ => "",
         };
         if let Some((_, meaning)) = now.iter().find(|(word, _)| *word == written) {
-            return Ok(*meaning);
+            return Ok(meaning.clone());
         }
         let expected = either(now.iter().map(|(word, _)| *word));
         // `redis` stands for `redis://host:6379`, too.

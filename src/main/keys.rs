@@ -1,5 +1,6 @@
 //! `modelgate keys …`: the key store of one data directory, from the command line.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
@@ -8,7 +9,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::Subcommand;
 use jiff::{SignedDuration, Span, SpanRelativeTo, Timestamp};
-use modelgate::auth::{self, ApiKeys, KeyRecord, NewKey, Scope, Scopes};
+use modelgate::auth::{self, ApiKeys, KeyId, KeyRecord, NewKey, Pin, PinTo, Scope, Scopes};
 use secrecy::ExposeSecret as _;
 
 use super::{Place, print};
@@ -26,7 +27,7 @@ pub(super) enum Keys {
         /// How long it lives, such as 90d; for ever if left out
         #[arg(long, value_name = "TIME", value_parser = lifetime)]
         expires: Option<Span>,
-        /// What it may do: predict:MODEL, predict:* or usage:read; all that the plan allows if left out
+        /// What it may do: predict:MODEL, predict:*, feedback:MODEL, feedback:* or usage:read; all that the plan allows if left out
         #[arg(long = "scope", value_name = "SCOPE")]
         scopes: Vec<Scope>,
         #[command(flatten)]
@@ -61,12 +62,50 @@ pub(super) enum Keys {
         #[command(flatten)]
         place: Place,
     },
+    /// Say anew when a key stops working
+    Expire {
+        /// The key's id, as `keys list` shows it
+        id: String,
+        /// How long it works from now on, such as 90d or 0s; or `never`
+        #[arg(value_name = "TIME", value_parser = end)]
+        end: End,
+        #[command(flatten)]
+        place: Place,
+    },
     /// Say anew what a key may do
     Scope {
         /// The key's id, as `keys list` shows it
         id: String,
-        /// predict:MODEL, predict:* or usage:read; none at all is all that the plan allows
+        /// predict:MODEL, predict:*, feedback:MODEL, feedback:* or usage:read; or say --all
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
         scopes: Vec<Scope>,
+        /// All that the plan allows
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Let a key stay on a version of a model until a date, while others move on
+    Pin {
+        /// The key's id, as `keys list` shows it
+        id: String,
+        /// The model's name
+        model: String,
+        /// A version's number, or @ALIAS for whatever that alias points at
+        #[arg(value_name = "VERSION|@ALIAS", value_parser = pin_to)]
+        version: PinTo,
+        /// From the beginning of this day (UTC) it goes the way of all; or a moment such as 2027-01-31T12:00:00Z
+        #[arg(long, value_name = "YYYY-MM-DD", value_parser = until)]
+        until: Timestamp,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Let a key go the way of all again
+    Unpin {
+        /// The key's id, as `keys list` shows it
+        id: String,
+        /// The model's name
+        model: String,
         #[command(flatten)]
         place: Place,
     },
@@ -97,17 +136,28 @@ pub(super) enum Keys {
     },
 }
 
-/// The key store of one data directory.
+/// When a key is to stop working.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum End {
+    Never,
+    After(Span),
+}
+
+/// The key store of one data directory, and what its gateway is configured with.
 struct Store {
     keys: ApiKeys,
     plans: Vec<String>,
+    models: Vec<String>,
+    max_held: usize,
 }
 
 impl Place {
     fn open(self) -> anyhow::Result<Store> {
         let config = self.load()?;
         let plans = config.auth.plans.keys().map(ToString::to_string).collect();
-        Ok(Store { keys: ApiKeys::open(config.auth, &mut getrandom::fill)?, plans })
+        let models = config.manager.models.iter().map(|model| model.name.to_string()).collect();
+        let keys = ApiKeys::open(config.auth, &mut getrandom::fill)?.with_pins(config.pins);
+        Ok(Store { keys, plans, models, max_held: config.manager.max_held })
     }
 }
 
@@ -120,7 +170,10 @@ impl Keys {
                 let expires = expires.map(|lifetime| after(now, lifetime)).transpose()?;
                 store.create(NewKey { name, plan, expires, scopes: Scopes::of(scopes) }, now)
             }
-            Self::List { place } => print(&table(&place.open()?.keys.list()?, now)),
+            Self::List { place } => {
+                let keys = place.open()?.keys;
+                print(&table(&keys.list()?, &keys.key_pins()?, now))
+            }
             Self::Rotate { id, overlap, place } => rotate(&place.open()?.keys, &id, overlap, now),
             Self::Disable { id, place } => {
                 let key = place.open()?.keys.disable(&id, now)?;
@@ -130,14 +183,35 @@ impl Keys {
                 let key = place.open()?.keys.enable(&id)?;
                 print(&format!("enabled key {} ({})\n", key.id, key.name))
             }
-            Self::Scope { id, scopes, place } => {
-                let key = place.open()?.keys.set_scopes(&id, Scopes::of(scopes))?;
+            Self::Expire { id, end, place } => {
+                let end = match end {
+                    End::Never => None,
+                    End::After(length) => Some(after(now, length)?),
+                };
+                let key = place.open()?.keys.expire(&id, end)?;
+                print(&format!("key {} ({}) expires: {}\n", key.id, key.name, expiry(&key)))
+            }
+            Self::Scope { id, scopes, all: _, place } => {
+                let store = place.open()?;
+                store.warn_of_unknown_models(&scopes)?;
+                let key = store.keys.set_scopes(&id, Scopes::of(scopes))?;
                 print(&format!("key {} ({}) may do: {}\n", key.id, key.name, scopes_text(&key.scopes)))
+            }
+            Self::Pin { id, model, version, until, place } => {
+                let store = place.open()?;
+                store.check_model(&model)?;
+                let pin = Pin { model: model.into(), to: version, until };
+                let key = store.keys.pin(&id, &pin, store.max_held, now)?;
+                print(&format!("key {} ({}) stays on {} until {until}\n", key.id, key.name, pinned(&pin)))
+            }
+            Self::Unpin { id, model, place } => {
+                let key = place.open()?.keys.unpin(&id, &model)?;
+                print(&format!("key {} ({}) goes the way of all callers of {model} again\n", key.id, key.name))
             }
             Self::Revoke { id, place } => {
                 let key = place.open()?.keys.revoke(&id, now)?;
                 print(&format!(
-                    "revoked key {} ({}); gateways on this data directory refuse it from now on\n",
+                    "revoked key {} ({}); a gateway on this data directory refuses it within a second\n",
                     key.id, key.name
                 ))
             }
@@ -145,7 +219,7 @@ impl Keys {
                 let csv = fs::read(&file).with_context(|| format!("cannot read `{}`", file.display()))?;
                 let plans = auth::Plans { by_usage_plan: usage_plans.into_iter().collect(), otherwise: plan };
                 let imported = place.open()?.keys.import(&csv, &plans, now, &mut getrandom::fill)?;
-                print(&format!("{} keys imported, {} keys updated\n", imported.created, imported.updated))
+                print(&format!("keys imported: {}, updated: {}\n", imported.created, imported.updated))
             }
             Self::Check { text } => check(text),
         }
@@ -153,6 +227,13 @@ impl Keys {
 }
 
 impl Store {
+    /// Where models are written, it must be one of them; where none is, they are given when the gateway starts.
+    fn check_model(&self, model: &str) -> anyhow::Result<()> {
+        let known = self.models.is_empty() || self.models.iter().any(|known| known == model);
+        anyhow::ensure!(known, "there is no model `{model}`; configured are: {}", self.models.join(", "));
+        Ok(())
+    }
+
     /// The plan that was asked for, or the only one.
     fn plan(&self, asked: Option<String>) -> anyhow::Result<String> {
         match (asked, &self.plans[..]) {
@@ -162,7 +243,22 @@ impl Store {
         }
     }
 
+    /// Tells of scopes for models that no gateway here has: more often a slip than a plan.
+    fn warn_of_unknown_models(&self, scopes: &[Scope]) -> anyhow::Result<()> {
+        for scope in scopes {
+            if let Scope::Predict(Some(model)) = scope
+                && !self.models.iter().any(|known| **known == **model)
+            {
+                note(&format!("note: no model `{model}` is configured here"))?;
+            }
+        }
+        Ok(())
+    }
+
     fn create(&self, new: NewKey, now: Timestamp) -> anyhow::Result<()> {
+        if let Scopes::Only(scopes) = &new.scopes {
+            self.warn_of_unknown_models(scopes)?;
+        }
         let (record, secret) = self.keys.issue(new, now, &mut getrandom::fill)?;
         show(secret.expose_secret(), &format!("Key {} of {} on plan {}.", record.id, record.name, record.plan))
     }
@@ -171,17 +267,21 @@ impl Store {
 fn rotate(keys: &ApiKeys, id: &str, overlap: Span, now: Timestamp) -> anyhow::Result<()> {
     let overlap = after(now, overlap)?.duration_since(now);
     let (old, new, secret) = keys.rotate(id, overlap, now, &mut getrandom::fill)?;
-    let end = old.expires.map(|end| end.strftime("%Y-%m-%d %H:%M UTC").to_string()).unwrap_or_default();
-    let note = format!("Key {} of {} in the place of {}, which works until {end}.", new.id, new.name, old.id);
+    let note =
+        format!("Key {} of {} in the place of {}, which works until {}.", new.id, new.name, old.id, expiry(&old));
     show(secret.expose_secret(), &note)
 }
 
 /// Prints a key. What is said of it goes beside it, not after it, so that `key=$(modelgate keys create …)` holds the key
 /// alone.
-fn show(secret: &str, note: &str) -> anyhow::Result<()> {
+fn show(secret: &str, about: &str) -> anyhow::Result<()> {
     print(&format!("{secret}\n"))?;
-    let note = format!("{note} The key is not shown again: keep it now.\n");
-    io::stderr().write_all(note.as_bytes()).context("cannot write to standard error")
+    note(&format!("{about} The key is not shown again: keep it now."))
+}
+
+/// Says something to people that is not what was asked for.
+fn note(text: &str) -> anyhow::Result<()> {
+    writeln!(io::stderr(), "{text}").context("cannot write to standard error")
 }
 
 fn check(text: String) -> anyhow::Result<()> {
@@ -205,6 +305,11 @@ fn lifetime(text: &str) -> Result<Span, String> {
     if span.is_positive() { Ok(span) } else { Err("expected a time above zero".to_owned()) }
 }
 
+/// A length of time, or for ever.
+fn end(text: &str) -> Result<End, String> {
+    if text == "never" { Ok(End::Never) } else { overlap(text).map(End::After) }
+}
+
 /// A length of time, or none.
 fn overlap(text: &str) -> Result<Span, String> {
     let span = time(text)?;
@@ -224,16 +329,18 @@ fn pair(text: &str) -> Result<(String, String), String> {
 fn after(now: Timestamp, span: Span) -> anyhow::Result<Timestamp> {
     let length: SignedDuration = span
         .to_duration(SpanRelativeTo::days_are_24_hours())
-        .context("this time is given in weeks, days or hours: months and years differ")?;
+        .map_err(|_| anyhow::anyhow!("a time is given in weeks, days or hours: months and years differ in length"))?;
     now.checked_add(length).context("no calendar reaches that far")
 }
 
-const COLUMNS: usize = 7;
+const COLUMNS: usize = 8;
 
-fn table(records: &[KeyRecord], now: Timestamp) -> String {
-    let head = ["ID", "NAME", "PLAN", "SCOPES", "CREATED", "EXPIRES", "STATE"].map(str::to_owned);
-    let rows: Vec<[String; COLUMNS]> =
-        [head].into_iter().chain(records.iter().map(|record| row(record, now))).collect();
+/// Every key on a line. Names come last: who may use any letters may use some that are as wide as two.
+fn table(records: &[KeyRecord], pins: &BTreeMap<KeyId, Vec<Pin>>, now: Timestamp) -> String {
+    let head = ["ID", "PLAN", "SCOPES", "PINS", "CREATED", "EXPIRES", "STATE", "NAME"].map(str::to_owned);
+    let of = |record: &KeyRecord| pins.get(&record.account).map_or_else(String::new, |pins| pins_text(pins, now));
+    let rows = records.iter().map(|record| row(record, of(record), now));
+    let rows: Vec<[String; COLUMNS]> = [head].into_iter().chain(rows).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; COLUMNS] = std::array::from_fn(width);
     let mut text = String::new();
@@ -244,16 +351,16 @@ fn table(records: &[KeyRecord], now: Timestamp) -> String {
     text
 }
 
-fn row(record: &KeyRecord, now: Timestamp) -> [String; COLUMNS] {
-    let expires = record.expires.map_or_else(|| "never".to_owned(), day);
+fn row(record: &KeyRecord, pins: String, now: Timestamp) -> [String; COLUMNS] {
     [
         record.id.to_string(),
-        record.name.clone(),
         record.plan.clone(),
         scopes_text(&record.scopes),
+        if pins.is_empty() { "none".to_owned() } else { pins },
         day(record.created),
-        expires,
+        expiry(record),
         state(record, now),
+        record.name.clone(),
     ]
 }
 
@@ -270,8 +377,38 @@ fn state(record: &KeyRecord, now: Timestamp) -> String {
     }
 }
 
+/// What a key stays on, without what is over.
+fn pins_text(pins: &[Pin], now: Timestamp) -> String {
+    let live = pins.iter().filter(|pin| now < pin.until);
+    live.map(|pin| format!("{} until {}", pinned(pin), day(pin.until))).collect::<Vec<_>>().join(", ")
+}
+
+fn pinned(Pin { model, to, .. }: &Pin) -> String {
+    match to {
+        PinTo::Version(version) => format!("{model}/{version}"),
+        PinTo::Alias(alias) => format!("{model}@{alias}"),
+    }
+}
+
+fn pin_to(text: &str) -> Result<PinTo, String> {
+    let written = match text.strip_prefix('@') {
+        Some(alias) => format!("alias:{alias}"),
+        None => format!("version:{text}"),
+    };
+    written.parse().map_err(|_| "expected a version's number such as 3, or an alias such as @stable".to_owned())
+}
+
+fn until(text: &str) -> Result<Timestamp, String> {
+    auth::moment(text)
+        .ok_or_else(|| "expected a day such as 2027-01-31, or a moment such as 2027-01-31T12:00:00Z".to_owned())
+}
+
 fn scopes_text(scopes: &Scopes) -> String {
     if *scopes == Scopes::All { "all".to_owned() } else { scopes.to_string() }
+}
+
+fn expiry(record: &KeyRecord) -> String {
+    record.expires.map_or_else(|| "never".to_owned(), |end| end.strftime("%Y-%m-%d %H:%M UTC").to_string())
 }
 
 fn day(time: Timestamp) -> String {

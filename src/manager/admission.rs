@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
 use super::ModelConfig;
@@ -14,11 +15,12 @@ use super::loader::{self, Parts};
 use crate::model::outputs::Decision;
 use crate::model::runtime::Runtime;
 pub use crate::model::verdict::{Check, Outcome, Rung, Verdict};
-use crate::model::{Identity, Model, scan};
+use crate::model::{Digest, Identity, Model, scan};
 use crate::registry::cache::{Cache, Pin};
 use crate::registry::mlmodel::MlModel;
 use crate::registry::{Fetched, Found};
 
+pub mod confine;
 pub mod probe;
 mod replay;
 mod signature;
@@ -133,6 +135,16 @@ impl Admission {
         Self { config, runtime, pins, slots }
     }
 
+    /// What versions of `model` are judged by: while this is the same, so is the verdict on the same bytes. Changes with
+    /// every limit and setting that bears on it, the ONNX Runtime, and this program.
+    #[must_use]
+    pub(super) fn rules(&self, model: &ModelConfig) -> Arc<str> {
+        // Where this program lies, and where libraries do, makes no version better.
+        let limits = Config { program: PathBuf::new(), environment: Vec::new(), ..self.config.clone() };
+        let judged_by = (limits, &model.features, &model.decision, self.runtime.version(), env!("CARGO_PKG_VERSION"));
+        Digest(Sha256::digest(format!("{judged_by:?}")).into()).hex().into()
+    }
+
     /// Lets `candidate` climb. A version that reaches the top comes back loaded and warm.
     pub async fn admit(&self, candidate: Candidate<'_>) -> (Verdict, Option<Model>) {
         let mut verdict = Verdict::default();
@@ -203,7 +215,8 @@ impl Admission {
         let ended = probe::run(&self.config.program, &self.config.environment, &request, self.config.max_load_wall);
         match ended.await {
             Ended::Answered(report) => {
-                let detail = format!("loads and runs in {} ms, with {} MiB", report.took_ms, report.peak_bytes >> 20);
+                let (took, peak, confined) = (report.took_ms, report.peak_bytes >> 20, &report.confined);
+                let detail = format!("loads and runs in {took} ms, with {peak} MiB; {confined}");
                 passed(report, detail)
             }
             Ended::Unfit(reason) => Err(Stop::Refused(reason)),

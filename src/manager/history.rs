@@ -24,6 +24,9 @@ const EVENTS_KEPT: u32 = 1000;
 /// Barred versions kept of each model.
 const BARS_KEPT: usize = 100;
 
+/// Refused versions kept of each model.
+const REFUSALS_KEPT: usize = 100;
+
 /// How long a write waits for another process that reads.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 
@@ -49,6 +52,35 @@ pub(super) struct Stance {
     pub(super) set_aside: Option<Mark>,
     /// Versions that were rolled back, the newest last.
     pub(super) barred: Vec<Barred>,
+    /// Versions that were found unfit, the newest last.
+    #[serde(default)]
+    pub(super) refused: Vec<Refusal>,
+    /// What is held for callers who stay on it.
+    #[serde(default)]
+    pub(super) held: Vec<HeldNote>,
+}
+
+/// A version that was found unfit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Refusal {
+    pub(super) mark: Mark,
+    /// Its bytes, where they were seen.
+    pub(super) digest: Option<String>,
+    pub(super) why: String,
+    /// What it was judged by. Under other rules it may be fit.
+    pub(super) rules: String,
+    /// The bytes of the version it was compared with, where that is why. Beside another it may be fit.
+    pub(super) beside: Option<String>,
+}
+
+/// A version that is held for callers who stay on it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct HeldNote {
+    /// What they stay on, as text.
+    pub(super) target: String,
+    pub(super) mark: Mark,
+    /// Its bytes, in hexadecimal digits.
+    pub(super) digest: String,
 }
 
 /// A version that is not served again by itself.
@@ -77,9 +109,13 @@ impl Mark {
     }
 
     pub(super) fn is(&self, found: &Found) -> bool {
+        policy::is_same(&self.found(), found)
+    }
+
+    /// The version, found under no alias.
+    pub(super) fn found(&self) -> Found {
         let Self { registered_model, version, source, created, tags } = self.clone();
-        let marked = Found { registered_model, version: Version(version), alias: None, source, created, tags };
-        policy::is_same(&marked, found)
+        Found { registered_model, version: Version(version), alias: None, source, created, tags }
     }
 
     pub(super) fn version(&self) -> Version {
@@ -101,9 +137,38 @@ impl Stance {
         self.barred.drain(..too_many);
     }
 
+    /// Why `found`, or the bytes `digest`, would be refused again by `rules` beside the version with the bytes `beside`;
+    /// `None` if nothing is known against it.
+    pub(super) fn refuses(
+        &self,
+        found: &Found,
+        digest: Option<&str>,
+        rules: &str,
+        beside: Option<&str>,
+    ) -> Option<&Refusal> {
+        self.refused.iter().find(|refusal| {
+            let holds = refusal.rules == rules && (refusal.beside.is_none() || refusal.beside.as_deref() == beside);
+            // Tags say how outputs are read: the same bytes with other tags are another version.
+            let same_bytes = digest.is_some()
+                && refusal.digest.as_deref() == digest
+                && policy::is_read_alike(&refusal.mark.tags, &found.tags);
+            holds && (refusal.mark.is(found) || same_bytes)
+        })
+    }
+
+    /// Keeps a refusal; of too many the oldest is forgotten.
+    pub(super) fn refuse(&mut self, refusal: Refusal) {
+        self.refused.retain(|before| before.mark != refusal.mark);
+        self.refused.push(refusal);
+        let too_many = self.refused.len().saturating_sub(REFUSALS_KEPT);
+        self.refused.drain(..too_many);
+    }
+
     /// Lets `found` in again.
     pub(super) fn pardon(&mut self, found: &Found, digest: Option<&str>) {
         self.barred.retain(|barred| !barred.mark.is(found) && Some(barred.digest.as_str()) != digest);
+        self.refused
+            .retain(|refusal| !refusal.mark.is(found) && (digest.is_none() || refusal.digest.as_deref() != digest));
     }
 }
 
@@ -219,6 +284,16 @@ mod tests {
         Barred { mark: Mark::of(&found(version)), digest: format!("d{version}"), why: "answers nothing".into() }
     }
 
+    fn refusal(version: u64, beside: Option<&str>) -> Refusal {
+        Refusal {
+            mark: Mark::of(&found(version)),
+            digest: Some(format!("d{version}")),
+            why: "it crashed".into(),
+            rules: "r1".into(),
+            beside: beside.map(str::to_owned),
+        }
+    }
+
     fn served(version: u64) -> Event {
         Event {
             time: Timestamp::from_second(1000).unwrap(),
@@ -237,7 +312,14 @@ mod tests {
     fn what_was_noted_is_there_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("history.db");
-        let stance = Stance { pin: Some(3), set_aside: Some(Mark::of(&found(4))), barred: vec![barred(2)] };
+        let held = HeldNote { target: "alias:stable".into(), mark: Mark::of(&found(1)), digest: "d1".into() };
+        let stance = Stance {
+            pin: Some(3),
+            set_aside: Some(Mark::of(&found(4))),
+            barred: vec![barred(2)],
+            refused: vec![refusal(5, None)],
+            held: vec![held],
+        };
         let history = History::open(&path).unwrap();
         history.record(&name(), &served(2)).unwrap();
         history.record(&name(), &served(3)).unwrap();
@@ -275,5 +357,45 @@ mod tests {
         assert!(stance.bars(&found(3), Some("d3")).is_none());
         stance.pardon(&found(3), Some("d2"));
         assert_eq!(stance, Stance::default());
+    }
+
+    #[test]
+    fn a_refusal_holds_for_the_version_and_its_bytes_until_what_it_was_judged_by_changes() {
+        let mut stance = Stance::default();
+        stance.refuse(refusal(2, None));
+        let knows = |found: &Found, digest, rules| stance.refuses(found, digest, rules, Some("any")).is_some();
+        assert!(knows(&found(2), None, "r1"));
+        assert!(knows(&found(3), Some("d2"), "r1"), "the same bytes under another number");
+        assert!(!knows(&found(3), Some("d3"), "r1"));
+        assert!(!knows(&found(2), None, "r2"), "other rules");
+        let mut other_tags = found(3);
+        other_tags.tags.insert("modelgate.threshold".into(), "0.4".into());
+        assert!(!knows(&other_tags, Some("d2"), "r1"), "read in another way");
+    }
+
+    #[test]
+    fn what_was_refused_beside_one_version_may_be_fit_beside_another() {
+        let mut stance = Stance::default();
+        stance.refuse(refusal(2, Some("d1")));
+        assert!(stance.refuses(&found(2), None, "r1", Some("d1")).is_some());
+        assert!(stance.refuses(&found(2), None, "r1", Some("d9")).is_none());
+        assert!(stance.refuses(&found(2), None, "r1", None).is_none());
+    }
+
+    #[test]
+    fn refusals_are_bounded_and_pardoned() {
+        let mut stance = Stance::default();
+        (1..=REFUSALS_KEPT as u64 + 1).for_each(|version| stance.refuse(refusal(version, None)));
+        stance.refuse(refusal(REFUSALS_KEPT as u64 + 1, None));
+        assert_eq!((stance.refused.len(), stance.refused[0].mark.version()), (REFUSALS_KEPT, Version(2)));
+        stance.pardon(&found(2), None);
+        stance.pardon(&found(999), Some("d3"));
+        assert_eq!(stance.refused[0].mark.version(), Version(4));
+    }
+
+    #[test]
+    fn what_an_older_gateway_settled_is_still_read() {
+        let stance: Stance = serde_json::from_str(r#"{"pin":3,"set_aside":null,"barred":[]}"#).unwrap();
+        assert_eq!(stance, Stance { pin: Some(3), ..Stance::default() });
     }
 }

@@ -1,16 +1,16 @@
-//! What operators ask, done: at once where the version is loaded, else in the next round, which begins at once.
+//! What operators ask, done: at once where the version is loaded, else as soon as it is here.
 
-use jiff::Timestamp;
 use tracing::warn;
 
 use super::history::Mark;
-use super::{Cause, Followed, Loaded, Manager, Round, Wish};
+use super::loads::{Errand, Seat, Source};
+use super::{Cause, Followed, Loaded, Manager, Wish};
 use crate::model::Version;
 use crate::model::orders::{Answer, Ask, Done, Event, Kind, Operator, Order, Refused};
-use crate::registry::{Found, Select};
+use crate::registry::Found;
 
 impl Manager {
-    /// Follows one order, or lays it down for the next round.
+    /// Follows one order, or lays it down until its version is here.
     pub(super) async fn obey(&mut self, order: Order) {
         let Order { model, ask, by, reply } = order;
         let index = self.models.iter().position(|followed| followed.config.name == model);
@@ -30,20 +30,22 @@ impl Manager {
         let _ = reply.send(answer);
     }
 
-    async fn tell_history(&self, index: usize) -> Answer {
+    fn tell_history(&self, index: usize) -> impl Future<Output = Answer> + use<> {
         let (history, name) = (self.history.clone(), self.models[index].config.name.clone());
-        let read = tokio::task::spawn_blocking(move || history.events(&name)).await;
-        match read {
-            Ok(Ok(events)) => Ok(Done::History(events)),
-            Ok(Err(error)) => {
-                warn!("the history cannot be read: {error}");
-                Err(Refused::Unreadable)
+        let read = tokio::task::spawn_blocking(move || history.events(&name));
+        async move {
+            match read.await {
+                Ok(Ok(events)) => Ok(Done::History(events)),
+                Ok(Err(error)) => {
+                    warn!("the history cannot be read: {error}");
+                    Err(Refused::Unreadable)
+                }
+                Err(_stopping) => Err(Refused::Unreadable),
             }
-            Err(_stopping) => Err(Refused::Unreadable),
         }
     }
 
-    /// Serves the version of `wish` if it is loaded; else the next round, which is woken, brings it.
+    /// Serves the version of `wish` if it is loaded; else it is brought, after what is on its way already.
     async fn choose(&mut self, index: usize, wish: Wish) {
         let followed = &mut self.models[index];
         let Some(candidate) = followed.loaded(wish.version) else {
@@ -52,7 +54,7 @@ impl Manager {
                 let _ = wish.reply.send(Err(Refused::Busy));
             } else {
                 followed.wish = Some(wish);
-                self.wished.notify_one();
+                self.bring_wished(index);
             }
             return;
         };
@@ -66,35 +68,31 @@ impl Manager {
         self.chosen(index, &found, from, wish).await;
     }
 
-    /// Brings the version an operator waits for, if one does.
-    pub(super) async fn fulfil(&mut self, index: usize, now: Timestamp, round: &mut Round) {
-        let Some(wish) = self.models[index].wish.take() else { return };
-        // The registry may have brought it meanwhile.
-        if self.models[index].loaded(wish.version).is_some() {
-            return self.choose(index, wish).await;
-        }
-        let from = self.models[index].serving_version();
-        match self.bring_wished(index, &wish, now, round).await {
-            Ok(found) => self.chosen(index, &found, from, wish).await,
-            // Whoever asked may have gone.
-            Err(refused) => drop(wish.reply.send(Err(refused))),
-        }
+    /// Begins to bring the version an operator waits for, if one does and nothing else is on its way.
+    fn bring_wished(&mut self, index: usize) {
+        let followed = &self.models[index];
+        let Some(wish) = followed.wish.as_ref().filter(|_| !followed.is_loading) else { return };
+        let (cause, source) = (Cause::Operator(wish.by.clone()), Source::Numbered(wish.version));
+        self.begin(Errand { index, seat: Seat::Serving, cause, source });
     }
 
-    async fn bring_wished(
+    /// Tells an operator who waits what came of the version, once it is the one that arrived; if it is another, the
+    /// operator's is next.
+    pub(super) async fn answer_wish(
         &mut self,
         index: usize,
-        wish: &Wish,
-        now: Timestamp,
-        round: &mut Round,
-    ) -> Result<Found, Refused> {
-        let registry = self.registry.clone();
-        let (registered_model, select) =
-            (self.models[index].config.registered_model.clone(), Select::Version(wish.version));
-        let found = self.attend(async move { registry.resolve(&registered_model, &select).await }).await;
-        let found = found.map_err(|error| Refused::NotServed(error.to_string()))?;
-        self.bring(index, &found, Cause::Operator(wish.by.clone()), now, round).await?;
-        Ok(found)
+        cause: &Cause,
+        found: Option<Found>,
+        from: Option<Version>,
+        arrived: Result<(), Refused>,
+    ) {
+        let Some(wish) = self.models[index].wish.take() else { return };
+        match (cause, arrived, found) {
+            (Cause::Operator(_), Ok(()), Some(found)) => self.chosen(index, &found, from, wish).await,
+            // Whoever asked may have gone.
+            (Cause::Operator(_), Err(refused), _) => drop(wish.reply.send(Err(refused))),
+            _ => self.choose(index, wish).await,
+        }
     }
 
     /// Keeps an operator's choice: it is pardoned, and pinned or else put above what the registry wants now. A model that
@@ -130,19 +128,18 @@ impl Manager {
         let event = self.event(Kind::Unpinned, Version(pinned), by.who, by.why);
         self.note(index, event, &serving.found, "serving").await;
         self.report(index);
-        self.wished.notify_one();
+        self.news.notify_one();
         Ok(Done::Serving { version, from: None })
     }
 }
 
 impl Followed {
-    fn serving_version(&self) -> Option<Version> {
+    pub(super) fn serving_version(&self) -> Option<Version> {
         self.serving.as_ref().map(|serving| serving.found.version)
     }
 
     /// The version of that number, if it is loaded.
     fn loaded(&self, version: Version) -> Option<Loaded> {
-        let loaded = [self.serving.as_ref(), self.challenger(), self.previous.as_ref()];
-        loaded.into_iter().flatten().find(|candidate| candidate.found.version == version).cloned()
+        self.all_loaded().find(|candidate| candidate.found.version == version).cloned()
     }
 }

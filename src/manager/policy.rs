@@ -3,6 +3,7 @@
 //! Only a version the registry has positively named, and that has not been refused before, is ever an instruction. No
 //! answer, a broken answer and an empty answer all mean: keep what is served.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -18,7 +19,7 @@ pub struct View<'a> {
     pub wanted: Option<&'a Found>,
     /// What is served.
     pub serving: Option<&'a Found>,
-    /// The last version that was not fit to serve.
+    /// The wanted version, if it was found unfit.
     pub refused: Option<&'a Found>,
     /// The last version that could not be brought here.
     pub failed: Option<&'a Failed>,
@@ -28,6 +29,8 @@ pub struct View<'a> {
     pub barred: bool,
     /// The registry changes nothing before this: a version stays for a while once it serves.
     pub settled_until: Option<Timestamp>,
+    /// Whether a version is on its way here: what comes of it is awaited.
+    pub is_loading: bool,
 }
 
 /// A version that could not be brought here, and when to try again.
@@ -64,7 +67,7 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 /// What to do next.
 #[must_use]
 pub fn next_action<'a>(view: &View<'a>) -> Action<'a> {
-    let Some(wanted) = view.wanted else { return Action::Keep };
+    let Some(wanted) = view.wanted.filter(|_| !view.is_loading) else { return Action::Keep };
     let is_wanted = |found: &Found| is_same(found, wanted);
     let resting = view.failed.is_some_and(|failed| is_wanted(&failed.found) && view.now < failed.retry_at);
     let settling = view.settled_until.is_some_and(|until| view.now < until);
@@ -88,7 +91,13 @@ pub fn is_same(a: &Found, b: &Found) -> bool {
         && a.version == b.version
         && a.source == b.source
         && a.created == b.created
-        && DECISIVE_TAGS.iter().all(|tag| a.tags.get(*tag) == b.tags.get(*tag))
+        && is_read_alike(&a.tags, &b.tags)
+}
+
+/// Whether versions with these tags have their outputs read in the same way.
+#[must_use]
+pub fn is_read_alike(a: &BTreeMap<String, String>, b: &BTreeMap<String, String>) -> bool {
+    DECISIVE_TAGS.iter().all(|tag| a.get(*tag) == b.get(*tag))
 }
 
 /// What is remembered after `found` could not be brought here once more.
@@ -110,8 +119,6 @@ pub fn pause_after(failures: u32) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -142,7 +149,16 @@ mod tests {
             challenger: None,
             barred: false,
             settled_until: None,
+            is_loading: false,
         }
+    }
+
+    #[test]
+    fn one_version_at_a_time_is_brought() {
+        let (one, two, three) = (found(1), found(2), found(3));
+        let view = View { wanted: Some(&three), serving: Some(&one), challenger: Some(&two), ..idle() };
+        assert_eq!(next_action(&view), Action::Load(&three));
+        assert_eq!(next_action(&View { is_loading: true, ..view }), Action::Keep);
     }
 
     #[test]

@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 use super::history::{Barred, Mark};
 use super::judge::{self, Step, Strategy, Verdict, View};
-use super::{Cause, Followed, Loaded, Manager, OnTrial, Round};
+use super::loads::Ground;
+use super::{Cause, Followed, Loaded, Manager, OnTrial};
 use crate::model::Trial;
 use crate::model::orders::{Answer, Done, Event, Kind, Operator, Refused};
 use crate::model::rollout::Rule;
@@ -28,6 +29,7 @@ impl Followed {
             time: step.map_or(rollout.watch, |step| step.time),
             judged: on_trial.trial.judged(),
             beside: challenged.then(|| on_trial.trial.serving.counts()),
+            before: (!challenged).then(|| on_trial.trial.before.counts()),
             limits: &rollout.limits,
         }
     }
@@ -41,26 +43,27 @@ impl Followed {
         }
     }
 
-    /// Whether rows read for the serving version can be given to `challenger` as they are.
-    fn takes_the_same_rows(&self, challenger: &Loaded) -> bool {
+    /// Whether rows read for the serving version can be given to `other` as they are.
+    fn takes_the_same_rows(&self, other: &Loaded) -> bool {
         let Some(serving) = &self.serving else { return false };
         let key = |candidate: &Loaded| -> Vec<_> {
             let features = candidate.model.features().list().iter();
             features.map(|feature| (feature.name.clone(), feature.kind, feature.target.clone())).collect()
         };
-        key(serving) == key(challenger)
+        key(serving) == key(other)
     }
 }
 
 impl Manager {
     /// Puts a loaded version on trial, in place of another that may be.
-    pub(super) async fn try_out(&mut self, index: usize, candidate: Loaded, round: &mut Round) -> Result<(), Refused> {
+    pub(super) async fn try_out(&mut self, index: usize, candidate: Loaded) -> Result<(), Refused> {
         let followed = &self.models[index];
         if followed.config.rollout.strategy == Strategy::Shadow && !followed.takes_the_same_rows(&candidate) {
             let reason = "it takes other features than the serving version, so it cannot shadow it: promote it by hand, or \
                           use the strategy \"canary\"";
+            let beside = followed.serving.as_ref().map(|serving| serving.fetched.digest.to_string());
             let digest = Some(candidate.fetched.digest.to_string());
-            self.refuse(index, &candidate.found, digest, reason, round).await;
+            self.refuse(index, &candidate.found, Ground { reason: reason.to_owned(), digest, beside }).await;
             self.retire(Some(candidate));
             return Err(Refused::NotServed(reason.to_owned()));
         }
@@ -79,7 +82,6 @@ impl Manager {
         self.publisher.put_on_trial(&followed.config.name, Some(Arc::clone(&trial)));
         let Loaded { found, fetched, .. } = candidate.clone();
         followed.trial = Some(OnTrial { trial, challenger: Some(candidate), step: number, since: Instant::now() });
-        followed.refused = None;
         followed.failed = None;
         let serving = followed.serving.as_ref().map(|serving| serving.found.version);
         let why =
@@ -97,10 +99,12 @@ impl Manager {
     /// Watches what has just come to serve, if there is a way back.
     pub(super) fn watch(&mut self, index: usize) {
         let followed = &mut self.models[index];
-        if followed.previous.is_none() || followed.config.rollout.watch == Duration::ZERO {
+        let Some(previous) = followed.previous.as_ref().filter(|_| followed.config.rollout.watch > Duration::ZERO)
+        else {
             return;
-        }
-        let trial = Arc::new(Trial::new(Rule::Watch));
+        };
+        let before = followed.takes_the_same_rows(previous).then(|| Arc::clone(&previous.model));
+        let trial = Arc::new(Trial::new(Rule::Watch { before }));
         self.publisher.put_on_trial(&followed.config.name, Some(Arc::clone(&trial)));
         followed.trial = Some(OnTrial { trial, challenger: None, step: 0, since: Instant::now() });
     }

@@ -1,10 +1,12 @@
-//! Drift as series: figures that stand as they are until the next look, and are not added up.
+//! Drift and accuracy as series: figures that stand as they are until the next look, and are not added up.
 
 use std::sync::Arc;
 
 use super::histogram::float;
-use super::series::{FeatureOf, Series};
+use super::series::{FeatureOf, Scope, Series};
 use crate::drift::report::{Report, Score, Verdict};
+use crate::feedback::tally::Figures;
+use crate::model::Identity;
 
 /// What stands for the predictions among a model's features.
 const PREDICTION: &str = "__prediction__";
@@ -31,6 +33,15 @@ pub(super) fn of(report: &Report) -> Vec<(Series, f64)> {
         series.push((Series::FeatureDrift(of), score.robust));
     }
     series
+}
+
+/// The series of one version's accuracy.
+pub(super) fn of_labels(id: &Identity, figures: &Figures) -> Vec<(Series, f64)> {
+    let scope = Scope::version(id);
+    let rows = (Series::LabelledRows(scope.clone()), float(figures.labelled_rows));
+    let accuracy = figures.accuracy.map(|accuracy| (Series::Accuracy(scope.clone()), accuracy));
+    let rmse = figures.rmse.map(|rmse| (Series::Rmse(scope), rmse));
+    [rows].into_iter().chain(accuracy).chain(rmse).collect()
 }
 
 fn is_judged(score: &Score) -> bool {

@@ -1,6 +1,6 @@
-//! Measurements that CloudWatch has not received yet, cut into batches of one call each.
+//! Measurements that a sink has not received yet, cut into batches of one call each.
 //!
-//! A batch keeps the minute it was gathered in until it is received or an hour old; then it is dropped. When the queue
+//! A batch keeps the time it was gathered in until it is received or an hour old; then it is dropped. When the queue
 //! takes more memory than [`MEMORY_MAX_BYTES`], the oldest minute is added to the next one: totals stay whole, and
 //! only their place in time gets coarser. Pure: no call is made here.
 
@@ -10,10 +10,11 @@ use std::mem;
 use jiff::{SignedDuration, Timestamp};
 
 use super::datum::Line;
+use super::delivery::Pending;
 use super::histogram::Histogram;
 use super::series::Series;
 
-/// Datums of one call at most (`PutMetricData`).
+/// Datums of one call at most (`PutMetricData`; the other sinks have no limit, or a wider one).
 const DATUMS_MAX: usize = 1000;
 
 /// Bytes of one call at most. The limit is 1 MB, taken to mean before compression; the rest is the call's own.
@@ -27,58 +28,86 @@ const AGE_MAX: SignedDuration = SignedDuration::from_hours(1);
 
 /// Batches by age, the oldest first. Never holds much more than [`MEMORY_MAX_BYTES`] or one minute's measurements,
 /// whichever is more.
-#[derive(Debug, Default)]
-pub(super) struct Queue(VecDeque<Batch>);
+#[derive(Debug)]
+pub(super) struct Queue {
+    batches: VecDeque<Batch>,
+    /// When the last push was, or when measuring began.
+    since: Timestamp,
+}
 
 /// What goes into one call.
 #[derive(Debug)]
 pub(super) struct Batch {
-    /// The minute it was gathered in.
-    pub(super) at: Timestamp,
+    /// When its measurements began and ended.
+    pub(super) span: Span,
     pub(super) lines: Vec<Line>,
 }
 
+/// A stretch of time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Span {
+    pub(super) since: Timestamp,
+    pub(super) until: Timestamp,
+}
+
 impl Queue {
-    /// Takes in what was gathered in the minute `at`.
-    pub(super) fn push(&mut self, at: Timestamp, gathered: HashMap<Series, Histogram>) {
+    /// Nothing yet; measuring begins `now`.
+    pub(super) fn new(now: Timestamp) -> Self {
+        Self { batches: VecDeque::new(), since: now }
+    }
+
+    /// Takes in what was gathered since the last push.
+    pub(super) fn push(&mut self, now: Timestamp, gathered: Pending) {
         let lines = gathered.into_iter().map(|(series, values)| Line { series, points: values.points() });
-        self.0.extend(batches(at, lines));
+        self.batches.extend(batches(Span { since: self.since, until: now }, lines));
+        self.since = now;
         while self.memory_bytes() > MEMORY_MAX_BYTES && self.merge_oldest() {}
     }
 
     /// The batch at `place`, counted from the oldest.
     pub(super) fn get(&self, place: usize) -> Option<&Batch> {
-        self.0.get(place)
+        self.batches.get(place)
     }
 
     /// Takes the batch at `place` out; says how many datums it had.
     pub(super) fn remove(&mut self, place: usize) -> usize {
-        self.0.remove(place).map_or(0, |batch| batch.datums())
+        self.batches.remove(place).map_or(0, |batch| batch.datums())
     }
 
     /// Drops what is too old; says how many datums that were.
     pub(super) fn expire(&mut self, now: Timestamp) -> usize {
         let before = self.datums();
-        self.0.retain(|batch| now.duration_since(batch.at) <= AGE_MAX);
+        self.batches.retain(|batch| now.duration_since(batch.span.until) <= AGE_MAX);
         before - self.datums()
     }
 
     /// All datums that wait.
     pub(super) fn datums(&self) -> usize {
-        self.0.iter().map(Batch::datums).sum()
+        self.batches.iter().map(Batch::datums).sum()
     }
 
     fn memory_bytes(&self) -> usize {
-        self.0.iter().flat_map(|batch| &batch.lines).map(Line::memory_bytes).sum()
+        self.batches.iter().flat_map(|batch| &batch.lines).map(Line::memory_bytes).sum()
     }
 
-    /// Adds the oldest minute to the next one. False when there is no other.
+    /// Adds the oldest push to the next one. False when there is no other.
     fn merge_oldest(&mut self) -> bool {
-        let Some(oldest) = self.0.front().map(|batch| batch.at) else { return false };
-        let Some(next) = self.0.iter().map(|batch| batch.at).find(|at| *at != oldest) else { return false };
-        let (merging, rest) = mem::take(&mut self.0).into_iter().partition(|batch| [oldest, next].contains(&batch.at));
-        self.0 = batches(next, merge(merging)).chain::<VecDeque<Batch>>(rest).collect();
+        let Some(oldest) = self.batches.front().map(|batch| batch.span) else { return false };
+        let Some(next) = self.batches.iter().map(|batch| batch.span).find(|span| *span != oldest) else { return false };
+        let merging = |batch: &Batch| [oldest, next].contains(&batch.span);
+        let (merging, rest): (VecDeque<Batch>, VecDeque<Batch>) =
+            mem::take(&mut self.batches).into_iter().partition(merging);
+        let both = Span { since: oldest.since, until: next.until };
+        self.batches = batches(both, merge(merging)).chain(rest).collect();
         true
+    }
+}
+
+impl Span {
+    /// The minute it ends in, which is what CloudWatch keeps.
+    pub(super) fn minute(self) -> Timestamp {
+        let second = self.until.as_second();
+        Timestamp::from_second(second - second.rem_euclid(60)).unwrap_or(self.until)
     }
 }
 
@@ -100,7 +129,7 @@ fn merge(batches: VecDeque<Batch>) -> impl Iterator<Item = Line> {
 }
 
 /// Cuts `lines` into batches that fit a call. A line always does: it has two datums at most.
-fn batches(at: Timestamp, lines: impl Iterator<Item = Line>) -> impl Iterator<Item = Batch> {
+fn batches(span: Span, lines: impl Iterator<Item = Line>) -> impl Iterator<Item = Batch> {
     let mut lines = lines.peekable();
     std::iter::from_fn(move || {
         let (mut datums, mut bytes) = (0, 0);
@@ -112,7 +141,7 @@ fn batches(at: Timestamp, lines: impl Iterator<Item = Line>) -> impl Iterator<It
         }) {
             batch.push(line);
         }
-        (!batch.is_empty()).then_some(Batch { at, lines: batch })
+        (!batch.is_empty()).then_some(Batch { span, lines: batch })
     })
 }
 
@@ -138,19 +167,19 @@ mod tests {
     }
 
     fn sum(queue: &Queue) -> f64 {
-        let lines = queue.0.iter().flat_map(|batch| &batch.lines);
+        let lines = queue.batches.iter().flat_map(|batch| &batch.lines);
         lines.flat_map(|line| &line.points).map(|point| point.value * float(point.count)).sum()
     }
 
     fn check_cut(width: usize, values: u32, calls: usize) {
-        let mut queue = Queue::default();
+        let mut queue = Queue::new(minute(0));
         queue.push(minute(1), gathered(width, values));
-        assert_eq!(queue.0.len(), calls);
-        for batch in &queue.0 {
+        assert_eq!(queue.batches.len(), calls);
+        for batch in &queue.batches {
             assert!(batch.datums() <= DATUMS_MAX);
             assert!(batch.lines.iter().map(Line::wire_bytes).sum::<usize>() <= CALL_MAX_BYTES);
         }
-        assert_eq!(queue.0.iter().map(|batch| batch.lines.len()).sum::<usize>(), width);
+        assert_eq!(queue.batches.iter().map(|batch| batch.lines.len()).sum::<usize>(), width);
     }
 
     #[test]
@@ -164,7 +193,7 @@ mod tests {
 
     #[test]
     fn an_outage_of_any_length_takes_bounded_memory_and_loses_nothing_for_an_hour() {
-        let mut queue = Queue::default();
+        let mut queue = Queue::new(minute(0));
         let one = gathered(500, 200);
         let in_one: f64 = one.values().map(|values| values.total().1).sum();
         for number in 1..=60 {
@@ -173,14 +202,14 @@ mod tests {
             assert!(queue.memory_bytes() <= MEMORY_MAX_BYTES);
         }
         assert!((sum(&queue) / (60.0 * in_one) - 1.0).abs() < 1e-9);
-        let ats: Vec<Timestamp> = queue.0.iter().map(|batch| batch.at).collect();
+        let ats: Vec<Timestamp> = queue.batches.iter().map(|batch| batch.span.until).collect();
         assert!(ats.is_sorted());
         assert_eq!(ats.last(), Some(&minute(60)));
     }
 
     #[test]
     fn what_is_over_an_hour_old_is_dropped() {
-        let mut queue = Queue::default();
+        let mut queue = Queue::new(minute(0));
         queue.push(minute(0), gathered(3, 151));
         queue.push(minute(1), gathered(1, 1));
         assert_eq!(queue.expire(minute(60)), 0);

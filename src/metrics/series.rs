@@ -1,5 +1,6 @@
 //! What is measured: the names and dimensions of every series.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::PlanLimit;
@@ -36,12 +37,37 @@ pub(super) enum Series {
     MaxPsi(ModelName),
     /// Rows that drift is computed of.
     SampleRows(ModelName),
+    /// Times that a version came to serve in place of another.
+    Switched(Scope),
+    /// The share of labelled rows whose class was right.
+    Accuracy(Scope),
+    /// The root of the mean squared distance of a predicted number from the true one.
+    Rmse(Scope),
+    /// Rows whose label came.
+    LabelledRows(Scope),
     /// Measurements whose series found no room.
     Refused,
     /// Requests above a plan's rate, or above what it allows at one time.
     Throttled { plan: Arc<str> },
     /// Requests above a plan's quota.
     QuotaExceeded { plan: Arc<str> },
+    /// Versions that were found unfit.
+    VersionsRefused(ModelName),
+    /// Versions that were left for the one before.
+    Rollbacks(ModelName),
+    /// A feature as SageMaker's Model Monitor names it.
+    Monitor { of: FeatureOf, schedule: Arc<str>, figure: Monitored },
+}
+
+/// What Model Monitor says of a feature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Monitored {
+    /// Its values.
+    Data,
+    /// 0 or 1 a row, 1 where it has a value: the sum is what Model Monitor calls completeness, the average the share.
+    NonNull,
+    /// How far it is from its baseline, as [`Series::FeatureDrift`].
+    BaselineDrift,
 }
 
 /// All versions of a model together, or one of them.
@@ -56,6 +82,37 @@ pub(super) struct Scope {
 pub(super) struct FeatureOf {
     pub(super) model: ModelName,
     pub(super) feature: Arc<str>,
+}
+
+/// What a series is counted in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unit {
+    Count,
+    Milliseconds,
+    /// A number of whatever the model's owner measures in.
+    None,
+}
+
+impl Unit {
+    /// As CloudWatch writes it.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Count => "Count",
+            Self::Milliseconds => "Milliseconds",
+            Self::None => "None",
+        }
+    }
+}
+
+/// How the measurements of a series are to be read together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Their sum is a number of things.
+    Count,
+    /// Their spread matters.
+    Distribution,
+    /// Each stands as it is until the next.
+    Level,
 }
 
 impl Scope {
@@ -80,8 +137,8 @@ impl Series {
     }
 
     /// The metric's name.
-    pub(super) fn name(&self) -> &'static str {
-        match self {
+    pub(super) fn name(&self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
             Self::Requests(_) => "Requests",
             Self::Errors(_) => "Errors",
             Self::Latency(_) => "Latency",
@@ -96,19 +153,34 @@ impl Series {
             Self::DriftedFeatures(_) => "DriftedFeatures",
             Self::MaxPsi(_) => "MaxPSI",
             Self::SampleRows(_) => "SampleRows",
+            Self::Switched(_) => "Switched",
+            Self::Accuracy(_) => "Accuracy",
+            Self::Rmse(_) => "RMSE",
+            Self::LabelledRows(_) => "LabelledRows",
             Self::Refused => "SeriesRefused",
             Self::Throttled { .. } => "Throttled",
             Self::QuotaExceeded { .. } => "QuotaExceeded",
-        }
+            Self::VersionsRefused(_) => "VersionsRefused",
+            Self::Rollbacks(_) => "Rollbacks",
+            Self::Monitor { of, figure, .. } => {
+                let figure = match figure {
+                    Monitored::Data => "data",
+                    Monitored::NonNull => "non_null",
+                    Monitored::BaselineDrift => "baseline_drift",
+                };
+                return Cow::Owned(format!("feature_{figure}_{}", of.feature));
+            }
+        })
     }
 
-    /// Whether it is one of the six that are sent of each model in the lean mode.
+    /// Whether it is sent in the lean mode: one of six of each model, or the one that tells when there was no room for
+    /// them.
     pub(super) fn is_lean(&self) -> bool {
         match self {
             Self::Requests(scope) | Self::Errors(scope) | Self::Latency(scope) | Self::Prediction(scope) => {
                 scope.version.is_none()
             }
-            Self::DriftedFeatures(_) | Self::MaxPsi(_) => true,
+            Self::DriftedFeatures(_) | Self::MaxPsi(_) | Self::Refused => true,
             Self::PredictionClass { .. }
             | Self::FeatureValue(_)
             | Self::FeatureMissing(_)
@@ -117,16 +189,99 @@ impl Series {
             | Self::Psi(_)
             | Self::FeatureDrift(_)
             | Self::SampleRows(_)
+            | Self::Switched(_)
+            | Self::Accuracy(_)
+            | Self::Rmse(_)
+            | Self::LabelledRows(_)
+            | Self::Throttled { .. }
+            | Self::QuotaExceeded { .. }
+            | Self::VersionsRefused(_)
+            | Self::Rollbacks(_)
+            | Self::Monitor { .. } => false,
+        }
+    }
+
+    /// Whether it is of a model where each of its versions has one of its own.
+    pub(super) fn is_over_versions(&self) -> bool {
+        match self {
+            Self::Requests(scope) | Self::Errors(scope) | Self::Latency(scope) | Self::Prediction(scope) => {
+                scope.version.is_none()
+            }
+            _ => false,
+        }
+    }
+
+    /// What its values are counted in.
+    pub(super) fn unit(&self) -> Unit {
+        match self {
+            Self::Latency(_) => Unit::Milliseconds,
+            Self::Prediction(_)
+            | Self::FeatureValue(_)
+            | Self::Psi(_)
+            | Self::FeatureDrift(_)
+            | Self::MaxPsi(_)
+            | Self::Accuracy(_)
+            | Self::Rmse(_)
+            | Self::Monitor { .. } => Unit::None,
+            Self::Requests(_)
+            | Self::Errors(_)
+            | Self::PredictionClass { .. }
+            | Self::FeatureMissing(_)
+            | Self::FeatureUnseen(_)
+            | Self::FeatureCategory { .. }
+            | Self::DriftedFeatures(_)
+            | Self::SampleRows(_)
+            | Self::Switched(_)
+            | Self::LabelledRows(_)
             | Self::Refused
             | Self::Throttled { .. }
-            | Self::QuotaExceeded { .. } => false,
+            | Self::QuotaExceeded { .. }
+            | Self::VersionsRefused(_)
+            | Self::Rollbacks(_) => Unit::Count,
+        }
+    }
+
+    /// How its measurements are to be read together.
+    pub(super) fn kind(&self) -> Kind {
+        match self {
+            Self::Latency(_) | Self::Prediction(_) | Self::FeatureValue(_) => Kind::Distribution,
+            Self::Psi(_)
+            | Self::FeatureDrift(_)
+            | Self::DriftedFeatures(_)
+            | Self::MaxPsi(_)
+            | Self::SampleRows(_)
+            | Self::Accuracy(_)
+            | Self::Rmse(_)
+            | Self::LabelledRows(_) => Kind::Level,
+            Self::Monitor { figure: Monitored::Data, .. } => Kind::Distribution,
+            Self::Monitor { figure: Monitored::BaselineDrift, .. } => Kind::Level,
+            Self::Requests(_)
+            | Self::Errors(_)
+            | Self::PredictionClass { .. }
+            | Self::FeatureMissing(_)
+            | Self::FeatureUnseen(_)
+            | Self::FeatureCategory { .. }
+            | Self::Switched(_)
+            | Self::Refused
+            | Self::Throttled { .. }
+            | Self::QuotaExceeded { .. }
+            | Self::VersionsRefused(_)
+            | Self::Rollbacks(_)
+            | Self::Monitor { figure: Monitored::NonNull, .. } => Kind::Count,
         }
     }
 
     /// The dimensions' names and values, as they are.
     pub(super) fn dimensions(&self) -> Vec<(&'static str, String)> {
         let texts: Vec<(&'static str, &dyn ToString)> = match self {
-            Self::Requests(scope) | Self::Errors(scope) | Self::Latency(scope) | Self::Prediction(scope) => {
+            Self::Requests(scope)
+            | Self::Errors(scope)
+            | Self::Latency(scope)
+            | Self::Prediction(scope)
+            | Self::Switched(scope)
+            | Self::Accuracy(scope)
+            | Self::Rmse(scope)
+            | Self::LabelledRows(scope) => {
                 let version = scope.version.as_ref().map(|version| ("Version", version as &dyn ToString));
                 std::iter::once(("Model", &scope.model as &dyn ToString)).chain(version).collect()
             }
@@ -141,9 +296,14 @@ impl Series {
             Self::FeatureCategory { of, category } => {
                 vec![("Model", &of.model), ("Feature", &of.feature), ("Category", category)]
             }
-            Self::DriftedFeatures(model) | Self::MaxPsi(model) | Self::SampleRows(model) => vec![("Model", model)],
+            Self::DriftedFeatures(model)
+            | Self::MaxPsi(model)
+            | Self::SampleRows(model)
+            | Self::VersionsRefused(model)
+            | Self::Rollbacks(model) => vec![("Model", model)],
             Self::Refused => Vec::new(),
             Self::Throttled { plan } | Self::QuotaExceeded { plan } => vec![("Plan", plan)],
+            Self::Monitor { of, schedule, .. } => vec![("Endpoint", &of.model), ("MonitoringSchedule", schedule)],
         };
         texts.into_iter().map(|(name, text)| (name, text.to_string())).collect()
     }

@@ -38,6 +38,8 @@ pub(super) struct Window {
 #[derive(Debug)]
 struct FeatureWindow {
     name: Arc<str>,
+    /// Whether only gaps are counted: one value of one row would stand there in the clear.
+    is_withheld: bool,
     values: Histogram,
     /// Only of features that are texts.
     categories: Option<Categories>,
@@ -58,8 +60,14 @@ pub(super) struct Measured {
 }
 
 impl Window {
-    /// Nothing has happened yet to the version `id`, which has these `features`.
-    pub(super) fn new(id: &Arc<Identity>, features: &Features, vocabularies: &Vocabularies) -> Self {
+    /// Nothing has happened yet to the version `id`, which has these `features`; of those that are `withheld`, by their own
+    /// name or the callers', no value is measured.
+    pub(super) fn new(
+        id: &Arc<Identity>,
+        features: &Features,
+        vocabularies: &Vocabularies,
+        withheld: &[String],
+    ) -> Self {
         Self {
             id: Arc::clone(id),
             codes: Codes::default(),
@@ -68,7 +76,11 @@ impl Window {
             durations: Durations::default(),
             predictions: Histogram::default(),
             classes: Categories::open(vocabularies.of(id, Subject::Class)),
-            features: features.list().iter().map(|feature| FeatureWindow::new(id, feature, vocabularies)).collect(),
+            features: features
+                .list()
+                .iter()
+                .map(|feature| FeatureWindow::new(id, feature, vocabularies, withheld))
+                .collect(),
         }
     }
 
@@ -147,20 +159,29 @@ impl Window {
 }
 
 impl FeatureWindow {
-    fn new(id: &Arc<Identity>, feature: &Feature, vocabularies: &Vocabularies) -> Self {
-        let categories = (feature.kind == Kind::Text).then(|| {
+    fn new(id: &Arc<Identity>, feature: &Feature, vocabularies: &Vocabularies, withheld: &[String]) -> Self {
+        let is_withheld = withheld.iter().any(|name| **name == *feature.name || **name == *feature.field);
+        let categories = (feature.kind == Kind::Text && !is_withheld).then(|| {
             let vocabulary = vocabularies.of(id, Subject::Feature(Arc::clone(&feature.name)));
             match &feature.target {
                 Target::Column(_) => Categories::open(vocabulary),
                 Target::OneHot(columns) => Categories::closed(vocabulary, columns.iter().map(|(name, _)| &**name)),
             }
         });
-        Self { name: Arc::clone(&feature.name), values: Histogram::default(), categories, missing: 0, unseen: 0 }
+        Self {
+            name: Arc::clone(&feature.name),
+            is_withheld,
+            values: Histogram::default(),
+            categories,
+            missing: 0,
+            unseen: 0,
+        }
     }
 
     fn cell(&mut self, cell: &Cell) {
         match cell {
             Cell::Missing => self.missing += 1,
+            _ if self.is_withheld => (),
             Cell::Boolean(value) => self.values.add(f64::from(u8::from(*value)), 1),
             Cell::Integer(value) => self.values.add(nearest(*value), 1),
             Cell::Float(value) => self.values.add(*value, 1),

@@ -259,7 +259,50 @@ struct Class {
     label: Option<Arc<str>>,
 }
 
+/// What a version's predictions can say, for those who compare them with what came true.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Outcomes {
+    /// Numbers.
+    Numbers,
+    /// Classes.
+    Classes {
+        /// Each class as the model writes it, and what people call it; in the order of the probabilities, where there are
+        /// any.
+        names: Vec<(String, Arc<str>)>,
+        /// Whether there are no others.
+        are_all: bool,
+    },
+}
+
+impl Outcomes {
+    /// What people call the class that the model writes as `class`; that itself where it has no other name.
+    #[must_use]
+    pub fn name_of<'a>(&'a self, class: &'a str) -> &'a str {
+        match self {
+            Self::Classes { names, .. } => {
+                names.iter().find(|(written, _)| written == class).map_or(class, |(_, name)| name)
+            }
+            Self::Numbers => class,
+        }
+    }
+}
+
 impl Decider {
+    /// What the predictions can say.
+    pub(super) fn outcomes(&self) -> Outcomes {
+        match self {
+            Self::Number(_) => Outcomes::Numbers,
+            Self::Class(labels) => Outcomes::Classes {
+                names: labels.iter().map(|(class, label)| (class.clone(), Arc::clone(label))).collect(),
+                are_all: false,
+            },
+            Self::Scored(scored) => {
+                let classes = scored.classes.iter().map(|class| class.value.class_text().into_owned());
+                Outcomes::Classes { names: classes.zip(scored.names.iter().cloned()).collect(), are_all: true }
+            }
+        }
+    }
+
     /// The way from `form` to what `decision` asks for.
     pub(super) fn new(form: Form, decision: Decision) -> Result<Self, DecisionError> {
         let Decision { labels, rule } = decision;
@@ -454,7 +497,8 @@ impl RawClasses<'_> {
 
 impl Value {
     /// The class as text, as the labels are keyed.
-    fn class_text(&self) -> Cow<'_, str> {
+    #[must_use]
+    pub fn class_text(&self) -> Cow<'_, str> {
         match self {
             Self::Integer(number) => number.to_string().into(),
             Self::Text(text) => (&**text).into(),

@@ -64,7 +64,11 @@ fn place_of(model: &ModelName, key_id: &str) -> f64 {
 #[derive(Clone, Debug)]
 pub enum Rule {
     /// The serving version answers and is watched.
-    Watch,
+    Watch {
+        /// The version before, which answers some of the same rows after it, for its pace: only what runs at the same time
+        /// on the same machine can be compared. Unset where it takes other rows.
+        before: Option<Arc<Model>>,
+    },
     /// This share of the callers is answered by the challenger.
     Canary {
         /// Who may come to serve.
@@ -83,6 +87,9 @@ pub enum Rule {
     },
 }
 
+/// Of the requests to a watched version, one in so many is answered by the version before, too.
+pub const EVERY: u64 = 8;
+
 /// Something on trial and how it goes. A new step of a rollout is a new trial.
 #[derive(Debug)]
 pub struct Trial {
@@ -91,13 +98,18 @@ pub struct Trial {
     pub serving: Tally,
     /// How the challenger does; of a shadow also what was compared.
     pub challenger: Tally,
+    /// How the version before a watched one does.
+    pub before: Tally,
+    /// Requests that might have been answered by the version before, too.
+    seen: AtomicU64,
 }
 
 impl Trial {
     /// Nothing seen yet.
     #[must_use]
     pub fn new(rule: Rule) -> Self {
-        Self { rule, serving: Tally::default(), challenger: Tally::default() }
+        let [serving, challenger, before] = [(); 3].map(|()| Tally::default());
+        Self { rule, serving, challenger, before, seen: AtomicU64::new(0) }
     }
 
     /// Who answers what.
@@ -110,8 +122,16 @@ impl Trial {
     #[must_use]
     pub fn judged(&self) -> Counts {
         match self.rule {
-            Rule::Watch => self.serving.counts(),
+            Rule::Watch { .. } => self.serving.counts(),
             Rule::Canary { .. } | Rule::Shadow { .. } => self.challenger.counts(),
+        }
+    }
+
+    /// Counts a request that was not answered a second time for want of room.
+    pub(super) fn shed(&self) {
+        match self.rule {
+            Rule::Watch { .. } => self.before.shed(),
+            Rule::Canary { .. } | Rule::Shadow { .. } => self.challenger.shed(),
         }
     }
 }
@@ -156,7 +176,7 @@ impl Tally {
     }
 
     /// Counts a request that was not compared for want of room.
-    pub(super) fn shed(&self) {
+    fn shed(&self) {
         self.shed.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -263,10 +283,16 @@ impl Route {
         let Some(trial) = trial else { return Self { model: Arc::clone(serving), watched: None } };
         let canary = match &trial.rule {
             Rule::Canary { challenger, share } => share.holds(&serving.id().name, key_id).then_some(challenger),
-            Rule::Watch | Rule::Shadow { .. } => None,
+            Rule::Watch { .. } | Rule::Shadow { .. } => None,
         };
         let watched = Some(Watched { trial: Arc::clone(trial), as_challenger: canary.is_some() });
         Self { model: Arc::clone(canary.unwrap_or(serving)), watched }
+    }
+
+    /// The answer of a version to a caller who stays on it; `trial` is what it is the serving version of, if it is.
+    pub(super) fn held(model: &Arc<Model>, trial: Option<&Arc<Trial>>) -> Self {
+        let watched = trial.map(|trial| Watched { trial: Arc::clone(trial), as_challenger: false });
+        Self { model: Arc::clone(model), watched }
     }
 
     /// The version that answers.
@@ -281,19 +307,22 @@ impl Route {
     /// As [`Model::predict`].
     pub async fn predict(&self, inputs: &Inputs, deadline: Instant) -> Result<Outputs, PredictError> {
         let Some(watched) = &self.watched else { return self.model.predict(inputs, deadline).await };
-        let start = Instant::now();
-        let answer = self.model.predict(inputs, deadline).await;
-        watched.tally().note(answer.as_ref().map(drop), start.elapsed());
+        let (answer, took) = self.model.predict_timed(inputs, deadline).await;
+        watched.tally().note(answer.as_ref().map(drop), took);
         answer
     }
 
-    /// The trial in which a challenger is to answer the rows of `key_id` after the caller has its answer.
+    /// The trial in which another version is to answer the rows of `key_id` after the caller has its answer.
     pub(super) fn shadowed(&self, key_id: &str) -> Option<&Arc<Trial>> {
         let trial = &self.watched.as_ref()?.trial;
-        match &trial.rule {
-            Rule::Shadow { share, .. } => share.holds(&self.model.id().name, key_id).then_some(trial),
-            Rule::Watch | Rule::Canary { .. } => None,
-        }
+        let is_wanted = match &trial.rule {
+            Rule::Shadow { share, .. } => share.holds(&self.model.id().name, key_id),
+            Rule::Watch { before } => {
+                before.is_some() && trial.seen.fetch_add(1, Ordering::Relaxed).is_multiple_of(EVERY)
+            }
+            Rule::Canary { .. } => false,
+        };
+        is_wanted.then_some(trial)
     }
 }
 
@@ -304,12 +333,18 @@ impl Watched {
 }
 
 impl Trial {
-    /// Has the challenger of a shadow answer rows that the serving version answered with `told`, and compares.
+    /// Has the other version answer rows that the serving version answered with `told`, and compares.
     pub(super) async fn compare(&self, inputs: &Inputs, told: &Outputs, deadline: Instant) {
-        let Rule::Shadow { challenger, tolerance, .. } = &self.rule else { return };
-        let start = Instant::now();
-        let answer = challenger.predict(inputs, deadline).await;
-        self.challenger.note(answer.as_ref().map(drop), start.elapsed());
+        let (challenger, tolerance) = match &self.rule {
+            Rule::Shadow { challenger, tolerance, .. } => (challenger, tolerance),
+            Rule::Watch { before: Some(before) } => {
+                let (answer, took) = before.replay_timed(inputs, deadline).await;
+                return self.before.note(answer.as_ref().map(drop), took);
+            }
+            Rule::Watch { before: None } | Rule::Canary { .. } => return,
+        };
+        let (answer, took) = challenger.predict_timed(inputs, deadline).await;
+        self.challenger.note(answer.as_ref().map(drop), took);
         if let Ok(found) = answer {
             let pairs = told.predictions().iter().zip(found.predictions());
             let disagreed = pairs.filter(|(told, found)| !agree(told, found, *tolerance)).count();

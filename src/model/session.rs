@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use super::Identity;
 use super::features::{self, Features, FeaturesError, Inputs, InvalidInput, Raw, Target};
 use super::onnx_file::{NotOnnx, OnnxFile};
-use super::outputs::{Decider, Decision, DecisionError, Outputs};
+use super::outputs::{Decider, Decision, DecisionError, Outcomes, Outputs};
 use super::recent::Recent;
 use super::runtime::Runtime;
 use super::signature::{Kind, Signature, Tensor};
@@ -56,6 +56,7 @@ pub struct Spec {
 pub struct Model {
     id: Arc<Identity>,
     features: Arc<Features>,
+    outcomes: Arc<Outcomes>,
     engine: Arc<Engine>,
     slots: Arc<Slots>,
     /// What a row costs in a run, in nanoseconds, as the warm-up measured it.
@@ -266,9 +267,13 @@ impl Model {
         for _ in 1..spec.slots {
             slots.push(slot(open()?)?);
         }
+        // Reading the graph took a multiple of the file, which is free by now.
+        drop(onnx);
+        glibc_trim::trim();
         Ok(Self {
             id: Arc::new(spec.id),
             features: Arc::new(features),
+            outcomes: Arc::new(decider.outcomes()),
             engine: Arc::new(Engine { feed, reader, decider }),
             slots: Slots::new(slots),
             row_nanos: AtomicU64::new(u64::MAX),
@@ -288,15 +293,32 @@ impl Model {
         &self.features
     }
 
+    /// What its predictions can say.
+    #[must_use]
+    pub fn outcomes(&self) -> &Arc<Outcomes> {
+        &self.outcomes
+    }
+
     /// Answers every row, in order. Waits for a session until `deadline`, behind a bounded number of others. A long run
     /// that passes the deadline, or whose caller goes away, is ended.
     ///
     /// # Errors
     /// When the model fails, answers something that is no answer, or there is no session or no time for it.
     pub async fn predict(&self, inputs: &Inputs, deadline: Instant) -> Result<Outputs, PredictError> {
-        let outputs = self.replay(inputs, deadline).await?;
-        self.recent.offer(inputs);
-        Ok(outputs)
+        self.predict_timed(inputs, deadline).await.0
+    }
+
+    /// As [`predict`](Self::predict), and what the run took: nothing of the wait for a session is in it.
+    pub(super) async fn predict_timed(
+        &self,
+        inputs: &Inputs,
+        deadline: Instant,
+    ) -> (Result<Outputs, PredictError>, Duration) {
+        let (answer, took) = self.replay_timed(inputs, deadline).await;
+        if answer.is_ok() {
+            self.recent.offer(inputs);
+        }
+        (answer, took)
     }
 
     /// As [`predict`](Self::predict), for rows that nobody waits for: they are not remembered.
@@ -304,14 +326,29 @@ impl Model {
     /// # Errors
     /// As [`predict`](Self::predict).
     pub async fn replay(&self, inputs: &Inputs, deadline: Instant) -> Result<Outputs, PredictError> {
+        self.replay_timed(inputs, deadline).await.0
+    }
+
+    /// As [`replay`](Self::replay), and what the run took.
+    pub(super) async fn replay_timed(
+        &self,
+        inputs: &Inputs,
+        deadline: Instant,
+    ) -> (Result<Outputs, PredictError>, Duration) {
         if inputs.rows() == 0 {
-            return Ok(self.engine.decider.nothing());
+            return (Ok(self.engine.decider.nothing()), Duration::ZERO);
         }
-        let mut lease = self.slots.acquire(deadline).await?;
-        if self.expected(inputs.rows()) <= INLINE_MAX {
-            return self.engine.run(&mut lease, inputs, None);
-        }
-        self.run_aside(lease, inputs.clone(), deadline).await
+        let mut lease = match self.slots.acquire(deadline).await {
+            Ok(lease) => lease,
+            Err(error) => return (Err(error), Duration::ZERO),
+        };
+        let start = Instant::now();
+        let answer = if self.expected(inputs.rows()) <= INLINE_MAX {
+            self.engine.run(&mut lease, inputs, None)
+        } else {
+            self.run_aside(lease, inputs.clone(), deadline).await
+        };
+        (answer, start.elapsed())
     }
 
     /// Some of the requests answered lately, the oldest first: at most [`RECENT_MAX_ROWS`](super::RECENT_MAX_ROWS) rows.
@@ -323,6 +360,19 @@ impl Model {
     /// Takes over what its predecessor answered lately, so that the next version finds rows to be tried on.
     pub fn remember(&self, requests: impl IntoIterator<Item = Inputs>) {
         self.recent.keep(requests);
+    }
+
+    /// Whether `model` is all that holds this version: no request has it, and no run that outlived its request. A version
+    /// that is no longer published stays unused once it is.
+    #[must_use]
+    pub fn is_unused(model: &Arc<Self>) -> bool {
+        Arc::strong_count(model) == 1 && Arc::strong_count(&model.slots) == 1
+    }
+
+    /// Destroys versions and gives their memory back to the system. Blocking, and too long for a thread that serves.
+    pub fn free(models: Vec<Arc<Self>>) {
+        drop(models);
+        glibc_trim::trim();
     }
 
     /// How long a run of so many rows is expected to take; very long before the warm-up has measured it.

@@ -46,7 +46,7 @@ impl Shadow {
         let Some(trial) = route.shadowed(key_id) else { return };
         let job = Job { trial: Arc::clone(trial), inputs: inputs.clone(), told: told.clone() };
         if self.0.try_send(job).is_err() {
-            trial.challenger.shed();
+            trial.shed();
         }
     }
 }

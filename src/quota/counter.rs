@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::calendar::{Window, until};
+use super::calendar::{Calendar, Window, until};
 use super::{Limit, Standing};
 use crate::auth::KeyId;
 
@@ -55,6 +55,7 @@ enum Windows {
 pub(super) struct Counter {
     pub(super) key_id: KeyId,
     pub(super) limit: Limit,
+    pub(super) calendar: Calendar,
     terms: Terms,
     ledger: Mutex<Ledger>,
 }
@@ -169,7 +170,8 @@ pub(super) fn hundredth(limit: Limit) -> u64 {
 }
 
 impl Counter {
-    pub(super) fn new(key_id: KeyId, limit: Limit, terms: Terms) -> Self {
+    pub(super) fn new(key_id: KeyId, limit: Limit, offset: Duration, terms: Terms) -> Self {
+        let calendar = Calendar { period: limit.period, offset };
         let ledger = Ledger {
             window: None,
             given: 0,
@@ -178,7 +180,7 @@ impl Counter {
             last_used: Timestamp::MIN,
             shared: Shares::default(),
         };
-        Self { key_id, limit, terms, ledger: Mutex::new(ledger) }
+        Self { key_id, limit, calendar, terms, ledger: Mutex::new(ledger) }
     }
 
     pub(super) fn amount(&self) -> u64 {
@@ -218,7 +220,7 @@ impl Counter {
     fn current(&self, ledger: &Ledger, now: Timestamp) -> Option<Balance> {
         let window = ledger.window?;
         let is_current = match self.terms.windows {
-            Windows::Ours => next_window(window, self.limit.period.window(now)) == window,
+            Windows::Ours => next_window(window, self.calendar.window(now)) == window,
             Windows::TheStores => ledger.shared.ends.is_some_and(|ends| Instant::now() < ends),
         };
         is_current.then(|| self.balance_of(ledger, window))
@@ -343,12 +345,11 @@ impl Counter {
 
     /// Begins the next window by our own clock; there is no other to ask.
     fn turn(&self, ledger: &mut Ledger, now: Timestamp) {
-        let period = self.limit.period;
-        let seen = period.window(now);
+        let seen = self.calendar.window(now);
         let window = ledger.window.map_or(seen, |ended| seen.max(ended.saturating_add(1)));
         ledger.window = Some(window);
         (ledger.given, ledger.left) = (0, 0);
-        let ends = Instant::now() + until(now, period.end(window));
+        let ends = Instant::now() + until(now, self.calendar.end(window));
         ledger.shared = Shares { ends: Some(ends), connection: ledger.shared.connection, ..Shares::default() };
     }
 
@@ -361,14 +362,13 @@ impl Counter {
 
     /// `balance` in the form that callers see.
     pub(super) fn standing(&self, balance: Balance, now: Timestamp) -> Standing {
-        let period = self.limit.period;
         Standing {
-            name: period.name(),
+            name: self.limit.period.name(),
             limit: self.amount(),
-            window: period.length(balance.window),
+            window: self.calendar.length(balance.window),
             remaining: balance.remaining,
             resets_in: match balance.ends {
-                None => until(now, period.end(balance.window)),
+                None => until(now, self.calendar.end(balance.window)),
                 Some(ends) => ends.saturating_duration_since(Instant::now()),
             },
         }

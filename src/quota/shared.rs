@@ -8,8 +8,9 @@
 //! call has [`BUDGET`], whoever waits behind a failed call is refused with it, and after [`FAILURES`] in a row only this
 //! thread asks, until there is an answer.
 
+mod tokens;
+
 use std::num::NonZeroU64;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,15 +21,16 @@ use jiff::Timestamp;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, RedisError, Script};
 use secrecy::{ExposeSecret, SecretString};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, timeout_at};
 use url::Url;
 
-use super::calendar::{Window, until};
+use super::calendar::{Calendar, Window, until};
 use super::counter::{Confirmed, Counter, Grant, Report, hundredth};
-use super::store::{BATCH, Message, STACK_BYTES, Settle, Visit, gather};
+use super::store::{BATCH, Down, Message, QUEUE, STACK_BYTES, Settle, Visit, gather};
+use super::tokens::Tokens;
 use super::{Limit, Period, Settled, StoreError};
-use crate::task;
+use crate::{auth, task};
 
 /// A Redis that several gateways count in.
 #[derive(Clone, Debug)]
@@ -68,6 +70,8 @@ pub struct Health {
     pub failures: u64,
     /// Charges that were lent because it could not be asked.
     pub lent: u64,
+    /// Rows or requests of those charges: the quotas were passed by no more than that.
+    pub lent_units: u64,
     /// Charges that were refused because it could not be asked.
     pub refused: u64,
 }
@@ -99,11 +103,18 @@ pub const LARGEST_AMOUNT: u64 = 1 << 53;
 static CHARGE: LazyLock<Script> =
     LazyLock::new(|| Script::new(concat!(include_str!("shared/window.lua"), include_str!("shared/charge.lua"))));
 
+/// The answer to a question for a token, when there is one.
+pub(super) type Asked = oneshot::Receiver<Result<bool, Down>>;
+
 /// What the thread and the requests both see.
 #[derive(Debug)]
 pub(super) struct Shared {
     on_store_down: OnStoreDown,
     lease: Option<NonZeroU64>,
+    /// Questions for tokens of throttles. They wait for a question about a quota to go with, or for `wake`, so that who
+    /// needs both waits for one round trip. A full queue is a store that cannot be asked.
+    tokens: mpsc::Sender<tokens::Ask>,
+    wake: Notify,
     /// Set while no request is to wait for the store.
     is_down: AtomicBool,
     /// The number of the connection; counts up.
@@ -111,6 +122,7 @@ pub(super) struct Shared {
     calls: AtomicU64,
     failures: AtomicU64,
     lent: AtomicU64,
+    lent_units: AtomicU64,
     refused: AtomicU64,
 }
 
@@ -128,6 +140,30 @@ impl Shared {
         self.connection.load(Ordering::Relaxed)
     }
 
+    /// Puts a question for a token beside what is asked for next, which has to come or to be [woken](Self::wake) for.
+    pub(super) fn queue_token(&self, tokens: &Arc<Tokens>) -> Result<Asked, Down> {
+        let (reply, answer) = oneshot::channel();
+        self.queue(tokens, Some(reply))?;
+        Ok(answer)
+    }
+
+    /// The same for tokens that nobody waits for.
+    pub(super) fn queue_top_up(&self, tokens: &Arc<Tokens>) -> Result<(), Down> {
+        self.queue(tokens, None)
+    }
+
+    fn queue(&self, tokens: &Arc<Tokens>, reply: Option<tokens::Reply>) -> Result<(), Down> {
+        if self.is_down() {
+            return Err(Down);
+        }
+        self.tokens.try_send(tokens::Ask { tokens: Arc::clone(tokens), reply }).map_err(|_| Down)
+    }
+
+    /// Has the store asked for what was put beside.
+    pub(super) fn wake(&self) {
+        self.wake.notify_one();
+    }
+
     /// How much may be lent of a window.
     pub(super) fn allowance(&self, limit: Limit) -> u64 {
         match self.on_store_down {
@@ -137,8 +173,9 @@ impl Shared {
         }
     }
 
-    pub(super) fn count_lent(&self) {
+    pub(super) fn count_lent(&self, units: u64) {
         self.lent.fetch_add(1, Ordering::Relaxed);
+        self.lent_units.fetch_add(units, Ordering::Relaxed);
     }
 
     pub(super) fn count_refused(&self) {
@@ -151,34 +188,46 @@ impl Shared {
             calls: self.calls.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed),
             lent: self.lent.load(Ordering::Relaxed),
+            lent_units: self.lent_units.load(Ordering::Relaxed),
             refused: self.refused.load(Ordering::Relaxed),
         }
     }
 }
 
 /// Starts the thread. It connects by itself; a store that is not there yet is no reason not to start.
-pub(super) fn start(config: Redis, messages: mpsc::Receiver<Message>) -> Result<Arc<Shared>, StoreError> {
+pub(super) fn start(
+    config: Redis,
+    messages: mpsc::Receiver<Message>,
+    random: auth::Random<'_>,
+) -> Result<Arc<Shared>, StoreError> {
+    let mut gateway = [0; 8];
+    random(&mut gateway).map_err(StoreError::Random)?;
+    let (tokens, asks) = mpsc::channel(QUEUE);
     let shared = Arc::new(Shared {
         on_store_down: config.on_store_down,
         lease: config.lease,
+        tokens,
+        wake: Notify::new(),
         is_down: AtomicBool::new(false),
         connection: AtomicU64::new(0),
         calls: AtomicU64::new(0),
         failures: AtomicU64::new(0),
         lent: AtomicU64::new(0),
+        lent_units: AtomicU64::new(0),
         refused: AtomicU64::new(0),
     });
+    let mut inbox = Inbox { messages, tokens: asks, shared: Arc::clone(&shared) };
     let mut keeper = Keeper {
         client: client(&config)?,
         namespace: config.namespace,
-        gateway: format!("{:016x}", getrandom::u64().map_err(|error| StoreError::Thread(error.into()))?),
+        gateway: format!("{:016x}", u64::from_be_bytes(gateway)),
         connection: None,
         call: 0,
         failures: 0,
         shared: Arc::clone(&shared),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StoreError::Thread)?;
-    task::thread("usage-store", STACK_BYTES, move || runtime.block_on(keeper.run(messages)))
+    task::thread("usage-store", STACK_BYTES, move || runtime.block_on(keeper.run(&mut inbox)))
         .map_err(StoreError::Thread)?;
     Ok(shared)
 }
@@ -224,32 +273,83 @@ type Answer = (Window, u64, u64, u64, i64, i32);
 /// What the script is asked about one key.
 struct Question {
     key: String,
-    limit: Limit,
+    amount: NonZeroU64,
+    calendar: Calendar,
     report: Report,
     want: u64,
 }
 
+/// What waits for the thread. Each queue is bounded by [`QUEUE`].
+struct Inbox {
+    messages: mpsc::Receiver<Message>,
+    tokens: mpsc::Receiver<tokens::Ask>,
+    shared: Arc<Shared>,
+}
+
+/// What goes to the store in one round trip, and the settlements that follow it.
+#[derive(Default)]
+struct Round {
+    visits: Vec<Visit>,
+    tokens: Vec<tokens::Visit>,
+    settlements: Vec<Settle>,
+}
+
+impl Inbox {
+    /// All that waits; waits for the first. `None`: nobody is left who could ask.
+    async fn next(&mut self) -> Option<Round> {
+        let message = tokio::select! {
+            message = self.messages.recv() => Some(message?),
+            () = self.shared.wake.notified() => None,
+        };
+        // In this order: who asks for both put the token in first, and waits for one round trip.
+        let (visits, settlements) = gather(message, &mut self.messages);
+        let tokens = tokens::gather(&mut self.tokens);
+        let visits = visits.into_iter().filter_map(Visit::serve_known).collect();
+        let tokens = tokens.into_iter().filter_map(tokens::Visit::serve_known).collect();
+        Some(Round { visits, tokens, settlements })
+    }
+
+    /// Refuses who asks, without end.
+    async fn refuse(&mut self) {
+        loop {
+            tokio::select! {
+                Some(message) = self.messages.recv() => refuse(message),
+                Some(ask) = self.tokens.recv() => ask.refuse(),
+                else => return,
+            }
+        }
+    }
+
+    /// Those who waited behind a call that failed have waited long enough.
+    fn refuse_waiting(&mut self) {
+        while let Ok(message) = self.messages.try_recv() {
+            refuse(message);
+        }
+        while let Ok(ask) = self.tokens.try_recv() {
+            ask.refuse();
+        }
+    }
+}
+
 impl Keeper {
-    async fn run(&mut self, mut messages: mpsc::Receiver<Message>) {
+    async fn run(&mut self, inbox: &mut Inbox) {
         // The first tick is at once: it connects before the first request asks.
         let mut probes = tokio::time::interval(PROBE);
         probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                message = messages.recv() => match message {
-                    Some(message) => self.take(message, &mut messages).await,
+                round = inbox.next() => match round {
+                    Some(round) => self.take(round, inbox).await,
                     None => return,
                 },
-                _ = probes.tick(), if self.connection.is_none() || self.failures > 0 => self.probe(&mut messages).await,
+                _ = probes.tick(), if self.connection.is_none() || self.failures > 0 => self.probe(inbox).await,
             }
         }
     }
 
-    async fn take(&mut self, first: Message, messages: &mut mpsc::Receiver<Message>) {
-        let (visits, settlements) = gather(first, messages);
-        let visits: Vec<_> = visits.into_iter().filter_map(Visit::serve_known).collect();
-        if !visits.is_empty() {
-            self.answer(visits, messages).await;
+    async fn take(&mut self, Round { visits, tokens, settlements }: Round, inbox: &mut Inbox) {
+        if !visits.is_empty() || !tokens.is_empty() {
+            self.answer(visits, tokens, inbox).await;
         }
         for Settle { counters, reply, .. } in settlements {
             // Who asked may have gone; the leases are settled all the same.
@@ -257,19 +357,25 @@ impl Keeper {
         }
     }
 
-    async fn answer(&mut self, visits: Vec<Visit>, messages: &mut mpsc::Receiver<Message>) {
+    async fn answer(&mut self, visits: Vec<Visit>, tokens: Vec<tokens::Visit>, inbox: &mut Inbox) {
         let questions = visits.iter().map(|visit| self.question(&visit.counter, |left| visit.wanted(left))).collect();
-        let grants = self.ask(questions).await;
+        let answers = self.ask(questions, &tokens).await;
         // Before anybody hears of it, who may then ask about something else.
-        if grants.iter().all(Option::is_none) {
-            refuse_waiting(messages);
+        if answers.are_none() {
+            inbox.refuse_waiting();
         }
-        for (visit, grant) in visits.into_iter().zip(grants) {
+        for (visit, grant) in visits.into_iter().zip(answers.grants) {
             if let Some(grant) = grant {
                 visit.serve(grant);
             } else {
                 visit.counter.doubt();
                 visit.refuse();
+            }
+        }
+        for (visit, given) in tokens.into_iter().zip(answers.given) {
+            match given {
+                Some(given) => visit.serve(given),
+                None => visit.refuse(),
             }
         }
     }
@@ -283,7 +389,7 @@ impl Keeper {
             if questions.is_empty() {
                 continue;
             }
-            for (counter, grant) in counters.iter().zip(self.ask(questions).await) {
+            for (counter, grant) in counters.iter().zip(self.ask(questions, &[]).await.grants) {
                 let Some(grant) = grant else {
                     counter.doubt();
                     return Err(StoreError::Unreachable);
@@ -302,27 +408,24 @@ impl Keeper {
     }
 
     /// Connects, and asks for nothing of a key that nobody has: whether the store is there, and can be written.
-    async fn probe(&mut self, messages: &mut mpsc::Receiver<Message>) {
-        if self.connection.is_none() && !self.connect_meanwhile(messages).await {
+    async fn probe(&mut self, inbox: &mut Inbox) {
+        if self.connection.is_none() && !self.connect_meanwhile(inbox).await {
             return;
         }
-        let limit = Limit { amount: NonZeroU64::MIN, period: Period::Day };
+        let calendar = Calendar { period: Period::Day, offset: Duration::ZERO };
         let report = Report { window: None, confirmed: 0, held: 0, seen: 0, left: 0 };
-        let probe = Question { key: format!("{}:probe", self.namespace), limit, report, want: 0 };
-        if self.ask(vec![probe]).await.iter().any(Option::is_none) {
-            refuse_waiting(messages);
+        let probe =
+            Question { key: format!("{}:probe", self.namespace), amount: NonZeroU64::MIN, calendar, report, want: 0 };
+        if self.ask(vec![probe], &[]).await.grants.iter().any(Option::is_none) {
+            inbox.refuse_waiting();
         }
     }
 
     /// Connects while it refuses who asks. Whether there is a connection now.
-    async fn connect_meanwhile(&mut self, messages: &mut mpsc::Receiver<Message>) -> bool {
-        let client = self.client.clone();
-        let mut connecting = pin!(connect(&client, Instant::now() + CONNECT));
-        let connected = loop {
-            tokio::select! {
-                connected = &mut connecting => break connected,
-                Some(message) = messages.recv() => refuse(message),
-            }
+    async fn connect_meanwhile(&mut self, inbox: &mut Inbox) -> bool {
+        let connected = tokio::select! {
+            connected = connect(&self.client, Instant::now() + CONNECT) => connected,
+            () = inbox.refuse() => return false,
         };
         match connected {
             Ok(connection) => {
@@ -340,32 +443,31 @@ impl Keeper {
     fn question(&self, counter: &Counter, want: impl FnOnce(u64) -> u64) -> Question {
         let report = counter.report();
         let key = format!("{}:quota:{}:{}", self.namespace, counter.key_id, counter.limit.period.name());
-        Question { key, limit: counter.limit, want: want(report.left), report }
+        let (amount, calendar) = (counter.limit.amount, counter.calendar);
+        Question { key, amount, calendar, want: want(report.left), report }
     }
 
-    /// One round trip for all `questions`. `None` for those that were not answered.
-    async fn ask(&mut self, questions: Vec<Question>) -> Vec<Option<Grant>> {
+    /// One round trip for all that is asked. `None` for what was not answered.
+    async fn ask(&mut self, questions: Vec<Question>, tokens: &[tokens::Visit]) -> Answers {
         self.call += 1;
         self.shared.calls.fetch_add(1, Ordering::Relaxed);
         let sent = Instant::now();
-        let answers = match self.connected(sent + BUDGET).await {
+        let (grants, given) = match self.connected(sent + BUDGET).await {
             Err(failure) => {
                 self.note(Err(failure));
-                return questions.iter().map(|_| None).collect();
+                return Answers::none(questions.len(), tokens.len());
             }
             Ok(connection) => {
                 let asked = questions.iter().map(|question| self.ask_one(connection.clone(), question, sent));
-                join_all(asked).await
+                let tokens = tokens.iter().map(|visit| visit.ask(connection.clone(), &self.namespace, sent));
+                futures_util::join!(join_all(asked), join_all(tokens))
             }
         };
-        let (mut grants, mut failure) = (Vec::with_capacity(answers.len()), None);
-        for answer in answers {
-            grants.push(answer.map_err(|error| failure = Some(error)).ok());
-        }
+        let mut failure = None;
+        let answers = Answers { grants: answered(grants, &mut failure), given: answered(given, &mut failure) };
         // One key that cannot be read does not make a dead store of it, as long as others can.
-        let some = grants.iter().any(Option::is_some);
-        self.note(failure.filter(|_| !some).map_or(Ok(()), Err));
-        grants
+        self.note(failure.filter(|_| answers.are_none()).map_or(Ok(()), Err));
+        answers
     }
 
     async fn ask_one(
@@ -374,9 +476,10 @@ impl Keeper {
         question: &Question,
         sent: Instant,
     ) -> Result<Grant, Failure> {
-        let Question { key, limit, report, want } = question;
+        let Question { key, amount, calendar, report, want } = question;
+        let period = calendar.period;
         let mut call = CHARGE.key(key);
-        call.arg(limit.period.name()).arg(limit.amount.get()).arg(lifetime_seconds(limit.period));
+        call.arg(period.name()).arg(amount.get()).arg(lifetime_seconds(period)).arg(calendar.offset.as_secs());
         call.arg(&self.gateway).arg(self.call);
         call.arg(report.window.map(|window| window.to_string()).unwrap_or_default());
         call.arg(report.confirmed).arg(report.held).arg(report.seen).arg(*want);
@@ -384,7 +487,7 @@ impl Keeper {
         let (window, given, held, granted, second, microsecond) = answer;
         let now = Timestamp::new(second, microsecond.saturating_mul(1000))?;
         // The store looked at its clock after we sent, so this is not later than its end of the window.
-        let ends = sent + until(now, limit.period.end(window));
+        let ends = sent + until(now, calendar.end(window));
         let connection = self.shared.connection();
         Ok(Grant { window, given, granted, shared: Some(Confirmed { held, ends, connection }) })
     }
@@ -430,6 +533,27 @@ impl Keeper {
     }
 }
 
+/// What the store answered to what was asked, in the same order.
+struct Answers {
+    grants: Vec<Option<Grant>>,
+    given: Vec<Option<tokens::Given>>,
+}
+
+impl Answers {
+    fn none(questions: usize, tokens: usize) -> Self {
+        Self { grants: vec![None; questions], given: vec![None; tokens] }
+    }
+
+    fn are_none(&self) -> bool {
+        self.grants.iter().all(Option::is_none) && self.given.iter().all(Option::is_none)
+    }
+}
+
+/// What came of each question, with the last failure set aside.
+fn answered<T>(answers: Vec<Result<T, Failure>>, failure: &mut Option<Failure>) -> Vec<Option<T>> {
+    answers.into_iter().map(|answer| answer.map_err(|error| *failure = Some(error)).ok()).collect()
+}
+
 async fn connect(client: &Client, until: Instant) -> Result<MultiplexedConnection, Failure> {
     // The crate's own limits are for each step; ours is for all of them.
     let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
@@ -439,13 +563,6 @@ async fn connect(client: &Client, until: Instant) -> Result<MultiplexedConnectio
 
 fn late(_elapsed: tokio::time::error::Elapsed) -> Failure {
     Failure::Late
-}
-
-/// Those who waited behind a call that failed have waited long enough.
-fn refuse_waiting(messages: &mut mpsc::Receiver<Message>) {
-    while let Ok(message) = messages.try_recv() {
-        refuse(message);
-    }
 }
 
 fn refuse(message: Message) {

@@ -10,15 +10,16 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use tokio::sync::{mpsc, oneshot};
 
-use super::calendar::Window;
+use super::calendar::{OFFSET_MAX, Window};
 use super::counter::{Attempt, Balance, Counter, Grant, Hold, Terms, next_window};
-use super::shared::{self, Shared};
+use super::shared::{self, Asked, Shared};
+use super::tokens::Tokens;
 use super::{Limit, Location, Period, Settled, StoreError};
 use crate::auth::{self, KeyId};
 use crate::task;
 
 /// Questions that may wait. A full queue refuses the request that asks, so that a slow disk cannot gather requests.
-const QUEUE: usize = 1024;
+pub(super) const QUEUE: usize = 1024;
 
 /// Questions answered with one transaction.
 pub(super) const BATCH: usize = 256;
@@ -74,10 +75,10 @@ pub(super) struct Settle {
 
 impl Store {
     /// Opens the store and starts its thread.
-    pub(super) fn start(location: Location) -> Result<Self, StoreError> {
+    pub(super) fn start(location: Location, random: auth::Random<'_>) -> Result<Self, StoreError> {
         let (inbox, messages) = mpsc::channel(QUEUE);
         let shared = match location {
-            Location::Redis(config) => Some(shared::start(config, messages)?),
+            Location::Redis(config) => Some(shared::start(config, messages, random)?),
             Location::File(path) => {
                 let mut keeper = Keeper { db: auth::store::open(&path)?, swept: None, down: false };
                 task::thread("usage-store", STACK_BYTES, move || keeper.run(messages)).map_err(StoreError::Thread)?;
@@ -118,11 +119,35 @@ impl Store {
         }
     }
 
+    /// Puts a question for a token of a shared throttle beside what the store is asked for next.
+    pub(super) fn queue_token(&self, tokens: &Arc<Tokens>) -> Result<Asked, Down> {
+        self.shared().ok_or(Down)?.queue_token(tokens)
+    }
+
+    /// Whether there was a token. Asks now, if nothing else was asked for since.
+    pub(super) async fn token(&self, asked: Result<Asked, Down>) -> Result<bool, Down> {
+        let asked = asked?;
+        self.wake();
+        asked.await.unwrap_or(Err(Down))
+    }
+
+    /// The same for tokens that nobody waits for.
+    pub(super) fn queue_top_up(&self, tokens: &Arc<Tokens>) {
+        if self.shared().is_none_or(|shared| shared.queue_top_up(tokens).is_err()) {
+            tokens.asked_in_vain();
+        }
+    }
+
+    /// Has the shared store asked for what was put beside.
+    pub(super) fn wake(&self) {
+        self.shared().into_iter().for_each(Shared::wake);
+    }
+
     fn ask(&self, counter: Arc<Counter>, now: Timestamp, want: Want) -> Result<(), Down> {
         if self.shared().is_some_and(Shared::is_down) {
             return Err(Down);
         }
-        let seen = counter.limit.period.window(now);
+        let seen = counter.calendar.window(now);
         self.inbox.try_send(Message::Ask(Ask { counter, seen, want })).map_err(|_| Down)
     }
 
@@ -154,7 +179,7 @@ pub(super) struct Visit {
 impl Keeper {
     fn run(&mut self, mut messages: mpsc::Receiver<Message>) {
         while let Some(first) = messages.blocking_recv() {
-            let (visits, settlements) = gather(first, &mut messages);
+            let (visits, settlements) = gather(Some(first), &mut messages);
             self.answer(visits);
             for Settle { counters, now, reply } in settlements {
                 // Who asked may have gone; the leases are settled all the same.
@@ -234,11 +259,11 @@ impl Keeper {
 }
 
 /// `first` and what waits behind it, a visit for each key.
-pub(super) fn gather(first: Message, messages: &mut mpsc::Receiver<Message>) -> (Vec<Visit>, Vec<Settle>) {
+pub(super) fn gather(first: Option<Message>, messages: &mut mpsc::Receiver<Message>) -> (Vec<Visit>, Vec<Settle>) {
     let mut visits = BTreeMap::new();
     let mut settlements = Vec::new();
     let waiting = std::iter::from_fn(|| messages.try_recv().ok());
-    for message in std::iter::once(first).chain(waiting).take(BATCH) {
+    for message in first.into_iter().chain(waiting).take(BATCH) {
         match message {
             Message::Ask(ask) => add(&mut visits, ask),
             Message::Settle(settle) => settlements.push(settle),
@@ -272,7 +297,8 @@ impl Visit {
         let left = known.filter(|(known, ..)| *known >= window).map_or(0, |(.., left)| left);
         let granted = self.wanted(left).min(self.counter.amount().saturating_sub(given));
         let grant = Grant { window, given: given + granted, granted, shared: None };
-        if granted > 0 {
+        // A window that was left for an earlier one would else be found again, with its count, on every later day.
+        if granted > 0 || last.is_some_and(|(left, _)| window < left) {
             self.write(tx, grant)?;
         }
         Ok(grant)
@@ -367,8 +393,10 @@ impl Want {
     }
 }
 
-/// Deletes the rows of windows before the last one. That one stays, for a clock that steps back over midnight.
+/// Deletes the rows of windows before the last one, whatever their offset. That one stays, for a clock that steps back
+/// over midnight.
 fn forget_ended(tx: &Transaction<'_>, now: Timestamp) -> rusqlite::Result<()> {
+    let now = now.checked_sub(OFFSET_MAX).unwrap_or(Timestamp::MIN);
     for period in [Period::Day, Period::Week, Period::Month] {
         tx.execute(
             "DELETE FROM usage WHERE period = ? AND window < ?",

@@ -46,6 +46,28 @@ impl Bucket {
         }
     }
 
+    /// Puts one back that was taken, and then not used.
+    pub(super) fn give_back(&self) {
+        let _ = self
+            .full_at
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| Some(full_at.saturating_sub(self.interval)));
+    }
+
+    /// Notes when the bucket will be full, where somebody else keeps it.
+    pub(super) fn set_full_at(&self, full_at: u64) {
+        self.full_at.store(full_at, Ordering::Relaxed);
+    }
+
+    /// What one token costs, in nanoseconds.
+    pub(super) fn interval(&self) -> u64 {
+        self.interval
+    }
+
+    /// What a full bucket is worth, in nanoseconds.
+    pub(super) fn depth(&self) -> u64 {
+        self.depth
+    }
+
     /// What is left at `now`.
     pub(super) fn standing(&self, now: u64) -> Standing {
         self.describe(self.full_at.load(Ordering::Relaxed), now)

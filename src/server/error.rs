@@ -20,6 +20,7 @@ use serde::Serialize;
 use super::wire::WireError;
 use super::{ErrorStyle, ratelimit};
 use crate::auth::AuthError;
+use crate::feedback::NotTaken;
 use crate::model::features::FieldError;
 use crate::model::orders::Refused;
 use crate::model::session::Stage;
@@ -73,6 +74,8 @@ pub enum Code {
     Overloaded,
     /// No version is loaded yet.
     ModelNotReady,
+    /// The version the caller stays on is not loaded.
+    PinnedVersionUnavailable,
     /// Use cannot be recorded, so it cannot be allowed.
     QuotaUnavailable,
     /// The process is on its way out.
@@ -91,7 +94,7 @@ struct Entry {
 
 impl Code {
     /// Every code, in the order of the catalogue.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::MalformedJson,
         Self::MalformedRequest,
         Self::Unauthenticated,
@@ -113,6 +116,7 @@ impl Code {
         Self::ModelOutputInvalid,
         Self::Overloaded,
         Self::ModelNotReady,
+        Self::PinnedVersionUnavailable,
         Self::QuotaUnavailable,
         Self::ShuttingDown,
         Self::DeadlineExceeded,
@@ -143,6 +147,9 @@ impl Code {
             Self::ModelOutputInvalid => ("model_output_invalid", 500, "The model's answer is not usable", false),
             Self::Overloaded => ("overloaded", 503, "The gateway is busy", true),
             Self::ModelNotReady => ("model_not_ready", 503, "No version of the model is loaded yet", true),
+            Self::PinnedVersionUnavailable => {
+                ("pinned_version_unavailable", 503, "The version this caller stays on is not loaded", true)
+            }
             Self::QuotaUnavailable => ("quota_unavailable", 503, "Use cannot be recorded at the moment", true),
             Self::ShuttingDown => ("shutting_down", 503, "The gateway is shutting down", true),
             Self::DeadlineExceeded => ("deadline_exceeded", 504, "The answer took too long", true),
@@ -221,10 +228,14 @@ impl Code {
                 (StatusCode::TOO_MANY_REQUESTS, "Too Many Requests", Some("TooManyRequestsException"))
             }
             Self::QuotaExceeded => (StatusCode::TOO_MANY_REQUESTS, "Limit Exceeded", Some("LimitExceededException")),
-            Self::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "Request Too Long", None),
-            Self::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, "Endpoint request timed out", None),
+            Self::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "Request Too Long", Some("BadRequestException")),
+            Self::DeadlineExceeded => {
+                let error_type = Some("InternalServerErrorException");
+                (StatusCode::GATEWAY_TIMEOUT, "Endpoint request timed out", error_type)
+            }
             Self::Internal | Self::ModelOutputInvalid => {
-                (StatusCode::INTERNAL_SERVER_ERROR, "Internal server error", None)
+                let error_type = Some("InternalServerErrorException");
+                (StatusCode::INTERNAL_SERVER_ERROR, "Internal server error", error_type)
             }
             Self::MalformedJson
             | Self::MalformedRequest
@@ -237,6 +248,7 @@ impl Code {
             | Self::HeadersTooLarge
             | Self::Overloaded
             | Self::ModelNotReady
+            | Self::PinnedVersionUnavailable
             | Self::QuotaUnavailable
             | Self::ShuttingDown => return Gateway { status: self.status(), message: None, error_type: None },
         };
@@ -368,6 +380,26 @@ impl ApiError {
         Self::new(code, refused.to_string())
     }
 
+    /// Where labels are not taken.
+    pub(super) fn no_feedback() -> Self {
+        Self::new(Code::NotFound, "this gateway takes no labels: it has no [feedback] in its configuration")
+    }
+
+    pub(super) fn malformed_json(detail: String) -> Self {
+        Self::new(Code::MalformedJson, detail)
+    }
+
+    pub(super) fn too_many_labels(max: usize) -> Self {
+        Self::new(Code::PayloadTooLarge, format!("a request may have {max} labels"))
+    }
+
+    /// Labels of which none can be kept.
+    pub(super) fn no_label_fits(mut errors: Vec<FieldError>, listed: usize) -> Self {
+        errors.truncate(listed);
+        Self::new(Code::InvalidInput, "none of the labels can be kept; the first mistakes are listed")
+            .about(About::Fields(errors))
+    }
+
     pub(super) fn headers_too_large(detail: String) -> Self {
         Self::new(Code::HeadersTooLarge, detail)
     }
@@ -437,6 +469,11 @@ impl ApiError {
             NotServed::Unknown => Self::new(Code::NotFound, "there is no such model"),
             NotServed::NotReady => Self::new(Code::ModelNotReady, "no version of the model is loaded yet")
                 .about(About::RetryAfter(poll_interval)),
+            NotServed::NotHeld(target) => Self::new(
+                Code::PinnedVersionUnavailable,
+                format!("the key or its plan stays on {target} of this model, which is not loaded"),
+            )
+            .about(About::RetryAfter(poll_interval)),
             NotServed::Ambiguous => {
                 Self::new(Code::NotFound, "there is more than one model: use /models/{name}/predict")
             }
@@ -599,6 +636,12 @@ impl From<Refusal> for ApiError {
             Refusal::NoPlan => Self::new(Code::Forbidden, detail),
             Refusal::StoreDown => Self::new(Code::QuotaUnavailable, detail).about(About::RetrySoon),
         }
+    }
+}
+
+impl From<NotTaken> for ApiError {
+    fn from(error: NotTaken) -> Self {
+        Self::new(Code::Overloaded, error.to_string()).about(About::RetrySoon)
     }
 }
 

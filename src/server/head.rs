@@ -138,7 +138,8 @@ impl RequestId {
     }
 }
 
-fn is_request_id(text: &[u8]) -> bool {
+/// Whether a text can be a request's id.
+pub(super) fn is_request_id(text: &[u8]) -> bool {
     (1..=128).contains(&text.len())
         && text.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
 }

@@ -9,15 +9,16 @@ use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 
 use super::body::{self, BoxError};
-use super::error::{ApiError, whole_seconds};
+use super::error::{ApiError, Code, whole_seconds};
 use super::replay::Begin;
 use super::routes::{Answer, Journal, MODEL, Room, body_of, json_answer};
 use super::{head, ratelimit, wire};
-use crate::auth::Caller;
-use crate::capture::Record;
+use crate::auth::{Caller, Pin, PinTo};
+use crate::capture::{Failure, Record};
+use crate::feedback::Answered;
 use crate::metrics::PlanLimit;
 use crate::model::session::Stage;
-use crate::model::{Inputs, Model, Outputs, PredictError, Route};
+use crate::model::{Inputs, Model, Outputs, PredictError, Route, Target, Version};
 use crate::quota::{self, Charge, Enforcement, Exceeded, Limit, Period, Refusal, Standing, Throttle, Unit, Usage};
 
 /// `POST /predict` and `POST /models/{name}/predict`. What can be refused without the body is.
@@ -45,11 +46,29 @@ where
         Begin::First(ticket) => Some(ticket),
         Begin::Nameless => None,
     };
-    let answer = infer(room, &caller, &route, &body, deadline, journal).await?;
+    let answer = infer(room, &caller, &route, &body, deadline, journal).await;
+    let answer = answer.inspect_err(|error| keep_failed(room, &caller, model, &body, journal, error))?;
     if let Some(ticket) = ticket {
         ticket.keep(&with_model(answer.clone(), model));
     }
     Ok(answer)
+}
+
+/// Offers a request that failed to capture. What was refused for the caller's plan was not looked at, and is not kept.
+fn keep_failed(room: &Room, caller: &Caller, model: &Model, body: &[u8], journal: &Journal, error: &ApiError) {
+    if matches!(error.code, Code::RateLimited | Code::QuotaExceeded | Code::QuotaUnavailable) {
+        return;
+    }
+    room.state.capture.offer_failed(&model.id().name, || Failure {
+        request_id: journal.id.as_str(),
+        time: room.state.clock.now(),
+        model: model.id(),
+        features: model.features(),
+        key_id: &caller.key_id,
+        code: error.code.as_str(),
+        status: error.code.status().as_u16(),
+        body,
+    });
 }
 
 /// The caller's place among its predictions under way.
@@ -73,7 +92,7 @@ fn with_model(mut answer: Answer, model: &Model) -> Answer {
 }
 
 /// Counts a limit that was passed.
-fn limited<T>(room: &Room, caller: &Caller, result: Result<T, Refusal>) -> Result<T, ApiError> {
+pub(super) fn limited<T>(room: &Room, caller: &Caller, result: Result<T, Refusal>) -> Result<T, ApiError> {
     result.map_err(|refusal| {
         overlooked(room, caller, refusal.exceeded());
         refusal.into()
@@ -81,7 +100,7 @@ fn limited<T>(room: &Room, caller: &Caller, result: Result<T, Refusal>) -> Resul
 }
 
 /// Counts limits that were passed, though nobody was refused.
-fn overlooked(room: &Room, caller: &Caller, exceeded: impl IntoIterator<Item = Exceeded>) {
+pub(super) fn overlooked(room: &Room, caller: &Caller, exceeded: impl IntoIterator<Item = Exceeded>) {
     for exceeded in exceeded {
         let limit = match exceeded {
             Exceeded::Throttle => PlanLimit::Throttle,
@@ -108,7 +127,8 @@ async fn infer(
         Ok(read) => read,
         // Reading is work too: a body that is none takes a token of the rate, and nothing of the quota.
         Err(error) => {
-            let exceeded = limited(room, caller, state.quota.take_token(caller, state.clock.now()))?;
+            let exceeded = state.quota.take_token(caller, state.clock.now()).await;
+            let exceeded = limited(room, caller, exceeded)?;
             overlooked(room, caller, exceeded);
             return Err(error);
         }
@@ -134,6 +154,7 @@ async fn infer(
     state.metrics.observe(model, &inputs, &outputs, journal.started.elapsed());
     state.drift.observe(model, &inputs, &outputs, &caller.key_id);
     state.shadow.offer(route, &caller.key_id, &inputs, &outputs);
+    state.feedback.answered(|| answered(room, caller, model, &outputs, journal));
     state.capture.offer(&model.id().name, inputs.rows(), || record(room, caller, model, &inputs, &outputs, journal));
     Ok(body_of("application/json", answer.into()))
 }
@@ -150,10 +171,25 @@ pub(super) async fn usage(room: &Room, head: &Parts, journal: &mut Journal) -> R
     caller.may_read_usage()?;
     let usage = room.state.quota.usage(&caller, room.state.clock.now()).await?;
     journal.rate_limit = Some(ratelimit::Headers::of(&usage.standing));
-    Ok(json_answer(&usage_report(&caller, &usage)))
+    journal.quota_is_degraded = usage.is_degraded;
+    let pins: Vec<_> = room.state.keys.pins_of(&caller, room.state.clock.now()).map(pin_report).collect();
+    Ok(json_answer(&usage_report(&caller, &usage, &pins)))
 }
 
-fn authenticate(room: &Room, head: &Parts, journal: &mut Journal) -> Result<Arc<Caller>, ApiError> {
+fn pin_report(pin: &Pin) -> serde_json::Value {
+    json!({ "model": &*pin.model, "to": pin.to.to_string(), "until": pin.until.to_string() })
+}
+
+impl From<&PinTo> for Target {
+    fn from(to: &PinTo) -> Self {
+        match to {
+            PinTo::Version(version) => Self::Version(Version(*version)),
+            PinTo::Alias(alias) => Self::Alias(Arc::clone(alias)),
+        }
+    }
+}
+
+pub(super) fn authenticate(room: &Room, head: &Parts, journal: &mut Journal) -> Result<Arc<Caller>, ApiError> {
     let key = head::api_key(&head.headers)?;
     let (keys, now) = (&room.state.keys, room.state.clock.now());
     let caller = match journal.peer {
@@ -166,7 +202,9 @@ fn authenticate(room: &Room, head: &Parts, journal: &mut Journal) -> Result<Arc<
 
 /// The one look at what is published. Whoever holds the answer stays with that version to the end.
 fn find(room: &Room, name: Option<&str>, caller: &Caller, journal: &mut Journal) -> Result<Route, ApiError> {
-    let found = room.state.models.route(name, &caller.key_id);
+    let (keys, now) = (&room.state.keys, room.state.clock.now());
+    let stays = |model: &str| keys.pin_of(caller, model, now).map(Target::from);
+    let found = room.state.models.route(name, &caller.key_id, stays);
     let route = found.map_err(|error| ApiError::not_served(&error, room.state.poll_interval))?;
     caller.may_use(route.model().id().name.as_str())?;
     journal.model = Some(Arc::clone(route.model()));
@@ -192,7 +230,18 @@ fn record(
     }
 }
 
-fn usage_report(caller: &Caller, usage: &Usage) -> serde_json::Value {
+fn answered(room: &Room, caller: &Caller, model: &Model, outputs: &Outputs, journal: &Journal) -> Answered {
+    Answered {
+        request_id: journal.id.as_str().into(),
+        account: Arc::clone(&caller.account),
+        time: room.state.clock.now(),
+        model: Arc::clone(model.id()),
+        outcomes: Arc::clone(model.outcomes()),
+        outputs: outputs.clone(),
+    }
+}
+
+fn usage_report(caller: &Caller, usage: &Usage, pins: &[serde_json::Value]) -> serde_json::Value {
     let quota = usage.quota.map(|Limit { amount, period }| {
         json!({ "amount": amount, "period": period_name(period), "resets_at": usage.resets_at.map(|at| at.to_string()) })
     });
@@ -208,6 +257,7 @@ fn usage_report(caller: &Caller, usage: &Usage) -> serde_json::Value {
         "concurrency": usage.concurrency,
         "enforced": usage.enforcement == Enforcement::Enforced,
         "limits": limits,
+        "pins": pins,
     })
 }
 

@@ -8,13 +8,14 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 use super::infer::limit_report;
 use super::routes::{Answer, body_of, json_answer};
-use super::{State, Traffic};
-use crate::capture;
+use super::{State, Traffic, versions};
 use crate::drift::report::Report;
 use crate::metrics::{Family, prometheus};
+use crate::model::loading::Loading;
 use crate::model::rollout::{Counts, Rule};
-use crate::model::{Entry, ModelName, ModelSet, NotServed, Trial};
+use crate::model::{Entry, Held, ModelName, ModelSet, NotServed, Trial};
 use crate::quota::{Health, Use};
+use crate::{capture, feedback};
 
 /// `GET /readyz`: whether to send us requests, and what they would be answered with.
 pub(super) fn ready(state: &State) -> Result<Answer, ApiError> {
@@ -81,7 +82,9 @@ fn key_report(used: &Use) -> Value {
 /// `GET /metrics`.
 pub(super) fn metrics(state: &State) -> Answer {
     let mut outside = traffic_families(&state.traffic);
+    outside.extend(versions::families(&state.models.snapshot(), state.clock.now()));
     outside.extend(capture_families(&state.capture.counts()));
+    outside.extend(state.feedback.counts().iter().flat_map(feedback_families));
     outside.extend(state.quota.shared_store().iter().flat_map(quota_families));
     body_of(prometheus::CONTENT_TYPE, state.metrics.render(&outside).into())
 }
@@ -93,13 +96,14 @@ fn models_report(set: &ModelSet) -> Value {
 /// With what came of the version that asked to serve last; for operators only, because reasons may name files.
 fn detailed_report(name: &ModelName, entry: &Entry) -> Value {
     let mut report = model_report(name, entry);
+    report["loading"] = json!(entry.status.loading.as_deref().map(loading_report));
     if let Some((version, verdict)) = &entry.status.verdict {
         report["verdict"] = json!({ "version": version.to_string(), "rungs": verdict.rungs });
     }
     report
 }
 
-fn model_report(name: &ModelName, Entry { serving, trial, status }: &Entry) -> Value {
+fn model_report(name: &ModelName, Entry { serving, trial, held, status }: &Entry) -> Value {
     let id = serving.as_ref().map(|model| model.id());
     json!({
         "name": name.as_str(),
@@ -113,13 +117,34 @@ fn model_report(name: &ModelName, Entry { serving, trial, status }: &Entry) -> V
         "pinned": status.pinned.map(|version| version.to_string()),
         "previous": status.previous.map(|version| version.to_string()),
         "quarantined": status.quarantined.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "held": held.iter().map(held_report).collect::<Vec<_>>(),
         "trial": trial.as_deref().map(trial_report),
+    })
+}
+
+fn loading_report(loading: &Loading) -> Value {
+    json!({
+        "version": loading.version().map(|version| version.to_string()),
+        "step": loading.step().as_str(),
+        "bytes": loading.bytes(),
+        "total": loading.total(),
+        "since": loading.since.to_string(),
+    })
+}
+
+fn held_report(held: &Held) -> Value {
+    let id = held.model.as_ref().map(|model| model.id());
+    json!({
+        "to": held.target.to_string(),
+        "version": id.map(|id| id.version.to_string()),
+        "digest": id.map(|id| id.digest.to_string()),
+        "trouble": held.trouble,
     })
 }
 
 fn trial_report(trial: &Trial) -> Value {
     let (strategy, challenger, share) = match trial.rule() {
-        Rule::Watch => ("watch", None, None),
+        Rule::Watch { .. } => ("watch", None, None),
         Rule::Canary { challenger, share } => ("canary", Some(challenger), Some(share)),
         Rule::Shadow { challenger, share, .. } => ("shadow", Some(challenger), Some(share)),
     };
@@ -129,6 +154,7 @@ fn trial_report(trial: &Trial) -> Value {
         "share": share.map(|share| share.get()),
         "serving": counts_report(&trial.serving.counts()),
         "challenger": challenger.map(|_| counts_report(&trial.challenger.counts())),
+        "before": challenger.is_none().then(|| counts_report(&trial.before.counts())),
     })
 }
 
@@ -197,7 +223,40 @@ fn capture_families(counts: &capture::Counts) -> [Family; 2] {
     ]
 }
 
-fn quota_families(health: &Health) -> [Family; 3] {
+fn feedback_families(counts: &feedback::Counts) -> [Family; 5] {
+    let labels = |outcome: &str, count| (vec![("outcome", outcome.to_owned())], figure(count));
+    let one = |name, help, counter, count| Family { name, help, counter, samples: vec![(Vec::new(), figure(count))] };
+    [
+        Family {
+            name: "modelgate_feedback_labels",
+            help: "Labels by what became of them; refused ones had a mistake",
+            counter: true,
+            samples: vec![
+                labels("matched", counts.matched),
+                labels("changed", counts.changed),
+                labels("duplicate", counts.duplicate),
+                labels("unknown", counts.unknown),
+                labels("refused", counts.refused),
+            ],
+        },
+        one("modelgate_feedback_stored", "Labels that are in the sink", true, counts.stored),
+        one("modelgate_feedback_pending", "Labels that wait for the sink", false, counts.pending),
+        one(
+            "modelgate_feedback_rows_dropped",
+            "Rows that were not remembered for their labels",
+            true,
+            counts.rows_dropped,
+        ),
+        one(
+            "modelgate_feedback_answers_forgotten",
+            "Answers forgotten for age or room",
+            true,
+            counts.answers_forgotten,
+        ),
+    ]
+}
+
+fn quota_families(health: &Health) -> [Family; 4] {
     let labelled = |label, word: &str, count| (vec![(label, word.to_owned())], figure(count));
     let answered = health.calls.saturating_sub(health.failures);
     [
@@ -219,10 +278,16 @@ fn quota_families(health: &Health) -> [Family; 3] {
             counter: true,
             samples: vec![labelled("outcome", "lent", health.lent), labelled("outcome", "refused", health.refused)],
         },
+        Family {
+            name: "modelgate_quota_lent_units",
+            help: "Rows or requests that were lent because the shared quota store could not be asked",
+            counter: true,
+            samples: vec![(Vec::new(), figure(health.lent_units))],
+        },
     ]
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
-fn figure(count: u64) -> f64 {
+pub(super) fn figure(count: u64) -> f64 {
     count as f64
 }

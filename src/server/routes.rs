@@ -25,7 +25,7 @@ use super::body::BoxError;
 use super::error::ApiError;
 use super::head::{self, Entropy, REQUEST_ID, RequestId};
 use super::replay::Replays;
-use super::{Config, ErrorStyle, State, Traffic, infer, operator, ratelimit, webhook};
+use super::{Config, ErrorStyle, State, Traffic, feedback, infer, operator, ratelimit, webhook};
 use crate::auth::Caller;
 use crate::model::Model;
 
@@ -111,22 +111,30 @@ enum Route<'path> {
     /// One model's prediction, or the only model's.
     Predict(Option<&'path str>),
     Usage,
+    Feedback,
     Live,
     Ready,
     Metrics,
     Models,
     /// One model's drift.
     Drift(&'path str),
+    /// How right one model's versions were.
+    Accuracy(&'path str),
     Use,
     /// What an operator orders of one model.
     Order(Verb, &'path str),
     Webhook,
 }
 
-/// The model of `/admin/models/{name}/drift`.
-fn drift_of(path: &str) -> Option<&str> {
-    let name = path.strip_prefix("/admin/models/")?.strip_suffix("/drift")?;
-    (!name.is_empty() && !name.contains('/')).then_some(name)
+/// What is asked about the model of `/admin/models/{name}/…`.
+fn question(path: &str) -> Option<Route<'_>> {
+    let (name, what) = path.strip_prefix("/admin/models/")?.split_once('/')?;
+    let route = match what {
+        "drift" => Route::Drift(name),
+        "accuracy" => Route::Accuracy(name),
+        _ => return None,
+    };
+    (!name.is_empty()).then_some(route)
 }
 
 impl<'path> Route<'path> {
@@ -136,6 +144,7 @@ impl<'path> Route<'path> {
             (_, "/readyz") => Some(Self::Ready),
             (Face::Callers, "/predict") => Some(Self::Predict(None)),
             (Face::Callers, "/usage") => Some(Self::Usage),
+            (Face::Callers, "/feedback") => Some(Self::Feedback),
             (Face::Callers, path) => {
                 let name = path.strip_prefix("/models/")?.strip_suffix("/predict")?;
                 (!name.is_empty() && !name.contains('/')).then_some(Self::Predict(Some(name)))
@@ -145,7 +154,7 @@ impl<'path> Route<'path> {
             (Face::Operators, "/admin/usage") => Some(Self::Use),
             (Face::Operators, "/admin/registry-webhook") => Some(Self::Webhook),
             (Face::Operators, path) => {
-                drift_of(path).map(Self::Drift).or_else(|| Verb::find(path).map(|(verb, name)| Self::Order(verb, name)))
+                question(path).or_else(|| Verb::find(path).map(|(verb, name)| Self::Order(verb, name)))
             }
         }
     }
@@ -156,11 +165,13 @@ impl<'path> Route<'path> {
             Self::Predict(None) => "/predict",
             Self::Predict(Some(_)) => "/models/{name}/predict",
             Self::Usage => "/usage",
+            Self::Feedback => "/feedback",
             Self::Live => "/livez",
             Self::Ready => "/readyz",
             Self::Metrics => "/metrics",
             Self::Models => "/admin/models",
             Self::Drift(_) => "/admin/models/{name}/drift",
+            Self::Accuracy(_) => "/admin/models/{name}/accuracy",
             Self::Use => "/admin/usage",
             Self::Order(verb, _) => verb.pattern(),
             Self::Webhook => "/admin/registry-webhook",
@@ -170,6 +181,7 @@ impl<'path> Route<'path> {
     fn check_method(self, method: &Method) -> Result<(), ApiError> {
         match self {
             Self::Predict(_)
+            | Self::Feedback
             | Self::Order(Verb::Promote | Verb::RollBack | Verb::Pin | Verb::Unpin, _)
             | Self::Webhook => {
                 if method == Method::POST {
@@ -196,11 +208,13 @@ impl Room {
         match route {
             Route::Predict(name) => infer::predict(self, name, head, body, journal).await,
             Route::Usage => infer::usage(self, head, journal).await,
+            Route::Feedback => feedback::take(self, head, body, journal).await,
             Route::Live => Ok(json_answer(&json!({ "status": "live" }))),
             Route::Ready => operator::ready(&self.state),
             Route::Metrics => Ok(operator::metrics(&self.state)),
             Route::Models => Ok(operator::models(&self.state)),
             Route::Drift(name) => operator::drift(&self.state, name, head.uri.query()),
+            Route::Accuracy(name) => feedback::accuracy(&self.state, name),
             Route::Use => Ok(operator::usage(&self.state)),
             Route::Order(verb, name) => admin::order(self, verb, name, head, body).await,
             Route::Webhook => webhook::hint(self, head, body).await,
@@ -395,6 +409,10 @@ mod tests {
         check(Face::Operators, "/admin/models//drift", None);
         check(Face::Operators, "/admin/models/a/b/drift", None);
         check(Face::Callers, "/admin/models/m/drift", None);
+        check(Face::Operators, "/admin/models/m/accuracy", Some(Route::Accuracy("m")));
+        check(Face::Operators, "/admin/models//accuracy", None);
+        check(Face::Callers, "/feedback", Some(Route::Feedback));
+        check(Face::Operators, "/feedback", None);
         check(Face::Operators, "/livez", Some(Route::Live));
         check(Face::Operators, "/admin/models/sum/pin", Some(Route::Order(Verb::Pin, "sum")));
         check(Face::Operators, "/admin/models//pin", None);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use modelgate::manager::ModelConfig;
+use modelgate::manager::admission::confine::confine;
 use modelgate::manager::admission::{Admission, Candidate, Check, Config, Outcome, Verdict};
 use modelgate::model::runtime::Runtime;
 use modelgate::model::{Digest, Model};
@@ -13,8 +14,8 @@ use modelgate::registry::cache::Cache;
 use modelgate::registry::{Fetched, Registry};
 use serde_json::{Value, json};
 
-use crate::support::site::{Gate, Site};
-use crate::support::{fixtures, onnx};
+use crate::support::site::{Gate, Site, eventually};
+use crate::support::{fixtures, mlflow, onnx};
 
 const MODEL: &str = "[plans.open]\n[[model]]\nname = \"sum\"\nselect = \"alias:champion\"\n";
 
@@ -39,12 +40,6 @@ async fn assert_answers_as(gate: &Gate, version: u64) {
     assert_eq!((answer.status, &answer.body["version"]), (200, &json!(version.to_string())), "{}", answer.body);
 }
 
-/// A program that notes in `tries` that it was started, and then is the real one.
-fn counting_program(tries: &Path) -> PathBuf {
-    let real = env!("CARGO_BIN_EXE_modelgate");
-    script(tries.parent().unwrap(), &format!("echo try >> {}\nexec {real} probe", tries.display()))
-}
-
 fn script(folder: &Path, text: &str) -> PathBuf {
     let file = folder.join("program");
     fs::write(&file, format!("#!/bin/sh\n{text}\n")).unwrap();
@@ -56,7 +51,7 @@ fn script(folder: &Path, text: &str) -> PathBuf {
 async fn versions_that_would_hurt_are_refused_by_rule_while_the_one_before_them_answers() {
     let mut site = site("replay_rows = 0\nmax_load_cpu = \"1s\"\n");
     let tries = site.folder().join("tries");
-    site.set_probe_program(counting_program(&tries));
+    site.count_tries(&tries);
     let gate = site.start("open").await;
     gate.serves("sum", 1).await;
     let secret = site.folder().join("secret");
@@ -145,7 +140,7 @@ async fn admit(fixture: &str, change: impl FnOnce(&mut Config)) -> (Verdict, Opt
     let registry = Registry::new(site.config().registry, reqwest::Client::builder().build().unwrap());
     let cache = Cache::open(site.folder().join("cache")).unwrap();
     let found = registry.resolve("sum", select).await.unwrap();
-    let fetched = registry.fetch(&found, &cache).await.unwrap();
+    let fetched = mlflow::fetch(&registry, &found, &cache).await.unwrap();
     let mut config = manager.admission.clone();
     change(&mut config);
     let admission = Admission::new(config, Runtime::load(None).unwrap(), Some(cache), 2);
@@ -203,10 +198,99 @@ async fn a_process_without_the_memory_for_a_version_does_not_take_ours() {
     assert_eq!(verdict.stopped_at().unwrap().name, Check::Probe);
 }
 
+/// The name of the test below, for the process that runs it alone.
+const INSIDE: &str = "admission::inside_the_confinement";
+
+/// Runs in a process of its own: what it tries there it can do nowhere else.
+#[test]
+#[ignore = "child: of the test below"]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it is told what to try by the test below, and tries it in a thread, too"
+)]
+fn inside_the_confinement() {
+    let folder = PathBuf::from(std::env::var_os(INSIDE).unwrap());
+    let outside = folder.parent().unwrap().join("secret");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    fs::read(&outside).unwrap();
+    let confinement = confine(&folder);
+    let denied = |what: &str, error: std::io::Error| {
+        assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{what}: {error}");
+    };
+    let try_all = move || {
+        if confinement.files.is_none() {
+            for path in [outside.as_path(), &folder.join("../secret"), &folder.join("link"), Path::new("/etc/passwd")] {
+                denied("open", fs::File::open(path).unwrap_err());
+            }
+            denied("write", fs::write(folder.join("new"), "").unwrap_err());
+            denied("list", fs::read_dir(folder.parent().unwrap()).unwrap_err());
+        }
+        assert_eq!(fs::read(folder.join("model.onnx")).unwrap(), b"a model", "its own files");
+        assert_eq!(confinement.calls, None, "seccomp is older than every kernel we run on");
+        denied("connect", std::net::TcpStream::connect(address).unwrap_err());
+        denied("udp", std::net::UdpSocket::bind("127.0.0.1:0").unwrap_err());
+        denied("unix", std::os::unix::net::UnixStream::pair().unwrap_err());
+        denied("exec", std::process::Command::new("/bin/true").status().unwrap_err());
+    };
+    try_all.clone()();
+    // A thread that was started inside is no way out.
+    std::thread::spawn(try_all).join().unwrap();
+    println!("kept in");
+}
+
+#[test]
+fn a_confined_process_reads_its_version_and_nothing_else() {
+    let site = tempfile::tempdir().unwrap();
+    let folder = site.path().join("version");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("model.onnx"), "a model").unwrap();
+    fs::write(site.path().join("secret"), "a secret").unwrap();
+    std::os::unix::fs::symlink("../secret", folder.join("link")).unwrap();
+    let mut tests = std::process::Command::new(std::env::current_exe().unwrap());
+    let output = tests.args(["--exact", INSIDE, "--ignored", "--nocapture"]).env(INSIDE, &folder).output().unwrap();
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success() && said.contains("kept in"), "{said}");
+}
+
+/// What the system says of a process under a name such as `Seccomp`.
+fn said_of(process: &str, name: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    status.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim().to_owned()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_is_tried_in_confinement_and_the_verdict_says_so() {
+    let mut site = site("replay_rows = 0\nmax_load_cpu = \"20s\"\n");
+    let pid = site.folder().join("pid");
+    let real = env!("CARGO_BIN_EXE_modelgate");
+    site.set_probe_program(script(site.folder(), &format!("echo $$ > {}\nexec {real} probe", pid.display())));
+    let gate = site.start("open").await;
+    gate.serves("sum", 1).await;
+    let status = gate.status("sum").await;
+    let rungs = status["verdict"]["rungs"].as_array().unwrap();
+    let detail = rungs.iter().find(|rung| rung["name"] == "probe").unwrap()["detail"].as_str().unwrap();
+    assert!(detail.contains("kept from") && !detail.contains("not kept from sockets"), "{detail}");
+
+    site.register_changed("sum", 2, "endless", |folder| {
+        let example = json!({ "dataframe_split": { "columns": ["x"], "data": [[1e17], [2.0]] } });
+        fs::write(folder.join("serving_input_example.json"), example.to_string()).unwrap();
+    });
+    fs::remove_file(&pid).unwrap();
+    site.promote("sum", 2);
+    // While it counts: a filter is in force (2), and no new rights can be had.
+    eventually("a process in confinement", async || {
+        let process = fs::read_to_string(&pid).unwrap_or_default();
+        said_of(process.trim(), "Seccomp").as_deref() == Some("2")
+            && said_of(process.trim(), "NoNewPrivs").as_deref() == Some("1")
+    })
+    .await;
+    gate.stop().await;
+}
+
 /// How long admission of an ordinary model takes, and what it leaves in this process; prints both.
-/// `cargo test --test it -- --ignored --nocapture admission_of_an_ordinary_model`
 #[tokio::test]
-#[ignore = "measures"]
+#[ignore = "figure: admission, rung by rung"]
 async fn admission_of_an_ordinary_model_takes() {
     for turn in 0..5 {
         let before = resident_kb();

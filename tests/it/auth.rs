@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
-use modelgate::auth::{Access, ApiKeys, AuthError, Caller, Config, KeyRecord, StoreError};
+use jiff::{SignedDuration, Timestamp};
+use modelgate::auth::{Access, ApiKeys, AuthError, Caller, Config, KeyRecord, Plans, StoreError};
 use secrecy::{ExposeSecret, SecretString};
 use tempfile::TempDir;
 
@@ -109,7 +109,13 @@ fn keys_are_listed_oldest_first() {
 fn no_file_holds_eight_characters_of_any_secret() {
     let keyring = Keyring::new();
     let keys = keyring.open();
-    let secrets: Vec<_> = (0..1000).map(|_| create(&keys, "all").1).collect();
+    let mut secrets: Vec<_> = (0..1000).map(|_| create(&keys, "all").1).collect();
+    let (replaced, _) = create(&keys, "all");
+    secrets.push(keys.rotate(&replaced.id, SignedDuration::ZERO, NOW, &mut getrandom::fill).unwrap().2);
+    let foreign = format!("{}ApiGatewaysOwnKeyOfSixtyCharacters", "x".repeat(19));
+    let plans = Plans { otherwise: Some("all".into()), ..Plans::default() };
+    keys.import(format!("Name,Key\nold,{foreign}\n").as_bytes(), &plans, NOW, &mut getrandom::fill).unwrap();
+    secrets.push(foreign.into());
     let mut pieces = BTreeSet::new();
     for secret in &secrets {
         let secret = &secret.expose_secret().as_bytes()["mg_live_7Kq3ZrT0aB_".len()..];
@@ -339,8 +345,8 @@ fn a_store_that_vanished_from_beside_its_log_is_refused() {
 fn a_store_of_a_newer_version_is_refused() {
     let keyring = Keyring::new();
     drop(keyring.open());
-    keyring.tamper("PRAGMA user_version = 3");
-    assert!(matches!(keyring.refusal(), StoreError::Newer { found: 3, known: 2, .. }));
+    keyring.tamper("PRAGMA user_version = 4");
+    assert!(matches!(keyring.refusal(), StoreError::Newer { found: 4, known: 3, .. }));
 }
 
 #[test]

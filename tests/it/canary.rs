@@ -2,7 +2,6 @@
 //! keys that were sent to it.
 #![expect(clippy::disallowed_methods, reason = "the test runs the binary")]
 
-use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,6 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::process::{Binary, site};
+use crate::support::canary::{Search, base64};
 use crate::support::site::eventually;
 
 const IMPORTED: &str = "ApiGatewayKeyThatIsSearchedFor01";
@@ -41,60 +41,34 @@ fn the_command_line_knows_the_life_of_a_key() {
     let replaced = format!("active, replaced by {}", &successor[8..18]);
     let lines = |text: &str| text.lines().skip(1).map(str::to_owned).collect::<Vec<_>>();
     let listed = lines(&keys(&["list"]).unwrap());
-    assert!(listed[0].ends_with(&replaced) && listed[1].contains("predict:sum") && listed[1].ends_with("active"));
+    assert!(listed[0].ends_with(&format!("{replaced}  shop")), "{listed:?}");
+    assert!(
+        listed[1].contains("predict:sum") && listed[1].contains("  active ") && listed[1].ends_with("  shop"),
+        "{listed:?}"
+    );
     keys(&["disable", id]).unwrap();
     assert!(keys(&["list"]).unwrap().contains("disabled 2"));
     keys(&["enable", id]).unwrap();
     assert!(keys(&["scope", id, "usage:read", "predict:*"]).unwrap().contains("usage:read predict:*"));
-    assert!(keys(&["scope", id]).unwrap().contains("may do: all"));
+    assert!(keys(&["scope", id]).unwrap_err().contains("SCOPES"), "what was left out does not widen a key");
+    assert!(keys(&["scope", id, "--all"]).unwrap().contains("may do: all"));
+    assert!(keys(&["expire", id, "90d"]).unwrap().contains("expires: 2"));
+    assert!(keys(&["expire", id, "never"]).unwrap().contains("expires: never"));
+    assert!(keys(&["expire", id, "2y"]).unwrap_err().contains("weeks, days or hours"));
     assert!(keys(&["scope", id, "admin:keys"]).unwrap_err().contains("usage:read"));
     assert!(keys(&["rotate", id]).unwrap_err().contains("was replaced by"));
     let csv = file.with_file_name("keys.csv");
     fs::write(&csv, format!("Name,Key,UsagePlanIds\nold,{IMPORTED},c7y23b\n")).unwrap();
     let csv = csv.to_str().unwrap();
+    assert!(keys(&["revoke", id]).unwrap().contains("within a second"));
+    assert!(keys(&["disable", id]).unwrap_err().contains("has ended"));
     assert!(keys(&["import", csv]).unwrap_err().contains("line 2: no plan stands for"));
     let imported = keys(&["import", csv, "--usage-plan", "c7y23b=open"]).unwrap();
-    assert_eq!(imported, "1 keys imported, 0 keys updated\n");
+    assert_eq!(imported, "keys imported: 1, updated: 0\n");
 }
 
-/// What a search for `secret` has to look for: as it is, and as encoders write it. Its whole is longer than what any
-/// of them would leave of it.
-fn forms(secret: &str) -> Vec<String> {
-    let secret = &secret[secret.len() - 24..];
-    let hex = secret.bytes().fold(String::new(), |mut hex, byte| {
-        write!(hex, "{byte:02x}").unwrap();
-        hex
-    });
-    // Base64 depends on where the text begins, by three.
-    let encoded = (0..3).map(|skip| base64(&secret.as_bytes()[skip..skip + 18]));
-    encoded.chain([secret.to_owned(), hex.to_uppercase(), hex, format!("{:?}", secret.as_bytes())]).collect()
-}
-
-fn base64(bytes: &[u8]) -> String {
-    let alphabet: Vec<char> = ('A'..='Z').chain('a'..='z').chain('0'..='9').chain(['+', '/']).collect();
-    let bits = |chunk: &[u8]| chunk.iter().fold(0_usize, |bits, byte| bits << 8 | usize::from(*byte));
-    let letters = bytes.chunks_exact(3).flat_map(|chunk| [18, 12, 6, 0].map(|shift| bits(chunk) >> shift & 63));
-    letters.map(|index| alphabet[index]).collect()
-}
-
-fn check_absent(secrets: &[String], place: &str, bytes: &[u8]) {
-    let text = String::from_utf8_lossy(bytes);
-    for secret in secrets {
-        for form in forms(secret) {
-            assert!(!text.contains(&form), "{place} holds {form} of a key");
-        }
-    }
-}
-
-fn check_files(secrets: &[String], folder: &Path) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            check_files(secrets, &path);
-        } else {
-            check_absent(secrets, &path.display().to_string(), &fs::read(&path).unwrap());
-        }
-    }
+fn check_absent(search: &Search, place: &str, bytes: &[u8]) {
+    assert_eq!(search.find(bytes), None, "in {place}");
 }
 
 /// A literal field of a header block that is to be indexed nowhere (RFC 7541, 6.2.2).
@@ -164,17 +138,36 @@ async fn no_key_is_written_anywhere_though_everything_is_logged() {
     let (status, log) = binary.ended().await;
     assert!(status.success());
     assert!(log.contains("TRACE") && log.len() > 10_000, "the log says little: {log}");
-    let secrets = [key, IMPORTED.to_owned(), WRONG.to_owned()];
-    check_absent(&secrets, "the log", log.as_bytes());
-    check_absent(&secrets, "an answer", pages.concat().as_bytes());
-    check_files(&secrets, &site.folder().join("data"));
-    check_files(&secrets, &site.folder().join("samples"));
+    let search = Search::new([key.as_str(), IMPORTED, WRONG]);
+    check_absent(&search, "the log", log.as_bytes());
+    check_absent(&search, "an answer", pages.concat().as_bytes());
+    for folder in ["data", "samples"] {
+        assert_eq!(search.find_below(&site.folder().join(folder)), Vec::<String>::new());
+    }
+}
+
+/// `text` in every writing a search must know.
+fn written(text: &str) -> Vec<String> {
+    let digits = |mark: &str| text.bytes().map(|byte| format!("{mark}{byte:02x}")).collect::<String>();
+    let (hex, url) = (digits(""), digits("%"));
+    let shifted = (0..3).map(|before| base64(format!("{}{text}  ", &"abc"[..before]).as_bytes()));
+    let plain = [text.to_owned(), hex.to_uppercase(), hex, url.to_uppercase(), url];
+    plain.into_iter().chain(shifted).map(|text| format!("some words, {text} and more")).collect()
 }
 
 #[test]
-fn the_search_finds_a_key_in_every_form() {
-    let hidden = base64(format!("x{WRONG}").as_bytes());
-    let shown = std::panic::catch_unwind(|| check_absent(&[WRONG.to_owned()], "a text", hidden.as_bytes()));
-    let plain = std::panic::catch_unwind(|| check_absent(&[WRONG.to_owned()], "a text", WRONG.as_bytes()));
-    assert!(shown.is_err() && plain.is_err());
+fn the_search_finds_a_key_in_every_writing() {
+    const UNKNOWN: &str = "mg_live_7Kq3ZrT0aB_0123456789abcdefghijABCDEFGHIJ010VSnmY";
+    let (known, any) = (Search::new([WRONG, IMPORTED]), Search::new([]));
+    for secret in [WRONG, IMPORTED, &WRONG[30..], &IMPORTED[8..]] {
+        for text in written(secret).into_iter().chain([format!("{:?}", secret.as_bytes())]) {
+            assert!(known.find(text.as_bytes()).is_some(), "{text}");
+        }
+    }
+    for text in written(UNKNOWN) {
+        assert!(any.find(text.as_bytes()).is_some(), "{text}");
+    }
+    for text in written(&UNKNOWN.replace('0', "1")) {
+        assert_eq!(any.find(text.as_bytes()), None, "this is no key");
+    }
 }

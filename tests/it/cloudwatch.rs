@@ -1,22 +1,20 @@
 //! What reaches CloudWatch: all of it, once, inside every limit, through every kind of outage.
 #![expect(clippy::float_cmp, reason = "counts are whole numbers")]
 
-use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_cloudwatch::error::ProvideErrorMetadata;
 use aws_sdk_cloudwatch::primitives::DateTime;
 use aws_sdk_cloudwatch::types::{Dimension, MetricDatum};
 use jiff::Timestamp;
-use modelgate::metrics::cloudwatch::{Config, Flushed, Flusher, Mode as Sent};
-use modelgate::metrics::{self, Metrics};
+use modelgate::metrics::cloudwatch::Config;
+use modelgate::metrics::{Flushed, Flusher, Metrics, Mode as Sent};
 use modelgate::model::features::{Raw, Settings};
-use modelgate::model::signature::{Column, Kind, Signature};
-use modelgate::model::{Digest, Features, Identity, Inputs, Outputs, Prediction, Value, Version};
+use modelgate::model::signature::Kind;
+use modelgate::model::{Inputs, Outputs};
 
 use super::support::cloudwatch::{CloudWatch, Key, Mode};
+use super::support::loans::{Loaded, Oracle, loans, metrics, observe_random, regression};
 
 /// Some minute, and those after it.
 fn minute(number: i64) -> Timestamp {
@@ -40,7 +38,7 @@ impl Bench {
     fn with(cloudwatch: CloudWatch, client: aws_sdk_cloudwatch::Client, max_series: usize) -> Self {
         let metrics = metrics(max_series);
         let config = Config { namespace: "ModelGate".into(), interval: Duration::from_mins(1), mode: Sent::Full };
-        let flusher = Flusher::new(metrics.clone(), client, config);
+        let flusher = Flusher::to_cloudwatch(metrics.clone(), client, config, minute(0));
         Self { cloudwatch, metrics, flusher }
     }
 
@@ -53,137 +51,11 @@ impl Bench {
         self.metrics.observe_parts(&model.id, &model.features, inputs, outputs, took);
     }
 
+    #[track_caller]
     fn check_totals(&self, expected: &Oracle) {
-        let totals = self.cloudwatch.totals();
-        assert_eq!(totals.keys().collect::<Vec<_>>(), expected.0.keys().collect::<Vec<_>>());
-        for (key, (count, sum, size)) in &expected.0 {
-            let (sent_count, sent_sum) = totals[key];
-            assert_eq!(sent_count, *count, "{key:?}");
-            assert!((sent_sum - sum).abs() <= size * 1e-9, "{key:?}: {sent_sum} is not {sum}");
-        }
+        expected.check(&self.cloudwatch.totals());
         assert_eq!(self.cloudwatch.refusals(), []);
     }
-}
-
-fn metrics(max_series: usize) -> Metrics {
-    let max = |number| NonZeroUsize::new(number).unwrap();
-    Metrics::new(metrics::Config { max_series: max(max_series), max_categories: max(20) })
-}
-
-/// A model taken apart.
-struct Loaded {
-    id: Arc<Identity>,
-    features: Features,
-}
-
-impl Loaded {
-    fn new(name: &str, version: u64, columns: &[(&str, Kind)], settings: Settings) -> Self {
-        let column = |(name, kind): &(&str, Kind)| Column { name: (*name).into(), kind: *kind, required: false };
-        let signature = Signature::Columns(columns.iter().map(column).collect());
-        let id = Identity::new(name.parse().unwrap(), Version(version), Digest([0; 32]), None);
-        Self { id: Arc::new(id), features: Features::new(&signature, settings).unwrap() }
-    }
-
-    fn inputs(&self, rows: &[&[(&str, Raw<'_>)]]) -> Inputs {
-        let mut reader = self.features.rows();
-        for row in rows {
-            reader.begin();
-            row.iter().for_each(|(name, value)| reader.set(name, *value));
-            reader.end();
-        }
-        reader.finish().unwrap()
-    }
-}
-
-fn outputs(predictions: Vec<Prediction>) -> Outputs {
-    Outputs::new(predictions, Arc::new([]), vec![])
-}
-
-fn regression(value: f64) -> Outputs {
-    outputs(vec![Prediction { value: Value::Number(value), label: None, score: None }])
-}
-
-/// Count, sum, and sum of magnitudes of every series, the plain way.
-#[derive(Default)]
-struct Oracle(BTreeMap<Key, (f64, f64, f64)>);
-
-impl Oracle {
-    fn add(&mut self, metric: &str, dimensions: &[(&str, &str)], value: f64) {
-        let dimensions = dimensions.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        let entry = self.0.entry((metric.into(), dimensions)).or_default();
-        entry.0 += 1.0;
-        entry.1 += value;
-        entry.2 += value.abs();
-    }
-
-    /// In the model's series and in its version's.
-    fn add_both(&mut self, metric: &str, model: &str, version: &str, value: f64) {
-        self.add(metric, &[("Model", model)], value);
-        self.add(metric, &[("Model", model), ("Version", version)], value);
-    }
-
-    fn add_request(&mut self, model: &str, version: &str, took: Duration, is_error: bool) {
-        self.add_both("Requests", model, version, 1.0);
-        self.add_both("Errors", model, version, f64::from(u8::from(is_error)));
-        self.add_both("Latency", model, version, took.as_secs_f64() * 1000.0);
-    }
-}
-
-fn loans(version: u64) -> Loaded {
-    let columns = [
-        ("income", Kind::Double),
-        ("age", Kind::Long),
-        ("employed", Kind::Boolean),
-        ("city", Kind::Text),
-        ("job_Doctor", Kind::Long),
-        ("job_Lawyer", Kind::Long),
-    ];
-    Loaded::new("loans", version, &columns, Settings { one_hot: vec!["job".into()], ..Settings::default() })
-}
-
-/// One random request of two rows, measured and counted apart.
-fn observe_random(bench: &Bench, model: &Loaded, version: &str, random: &mut fastrand::Rng, oracle: &mut Oracle) {
-    const CITIES: [&str; 4] = ["São Paulo", "Roma", "", "100 %"];
-    const CITIES_SENT: [&str; 4] = ["S%C3%A3o Paulo", "Roma", "__empty__", "100 %25"];
-    const JOBS: [&str; 3] = ["Doctor", "Lawyer", "Juggler"];
-    const JOBS_SENT: [&str; 3] = ["Doctor", "Lawyer", "__other__"];
-    let took = Duration::from_micros(random.u64(50..2_000_000));
-    oracle.add_request("loans", version, took, false);
-    let mut rows: Vec<Vec<(&str, Raw<'_>)>> = Vec::new();
-    let mut predictions = Vec::new();
-    for _ in 0..2 {
-        let mut row = Vec::new();
-        let of = |feature| [("Model", "loans"), ("Feature", feature)];
-        if random.bool() {
-            let income = (random.f64() - 0.3) * 10f64.powi(random.i32(-4..8));
-            oracle.add("FeatureValue", &of("income"), income);
-            row.push(("income", Raw::Float(income)));
-        } else {
-            oracle.add("FeatureMissing", &of("income"), 1.0);
-        }
-        let age = random.i64(-5..120);
-        oracle.add("FeatureValue", &of("age"), f64::from(i32::try_from(age).unwrap()));
-        row.push(("age", Raw::Integer(age)));
-        let employed = random.bool();
-        oracle.add("FeatureValue", &of("employed"), if employed { 1.0 } else { 0.0 });
-        row.push(("employed", Raw::Boolean(employed)));
-        let city = random.usize(0..CITIES.len());
-        oracle.add("FeatureCategory", &[of("city")[0], of("city")[1], ("Category", CITIES_SENT[city])], 1.0);
-        row.push(("city", Raw::Text(CITIES[city])));
-        let job = random.usize(0..JOBS.len());
-        oracle.add("FeatureCategory", &[of("job")[0], of("job")[1], ("Category", JOBS_SENT[job])], 1.0);
-        if JOBS[job] == "Juggler" {
-            oracle.add("FeatureUnseen", &of("job"), 1.0);
-        }
-        row.push(("job", Raw::Text(JOBS[job])));
-        let (class, score) = (random.i64(0..3), random.f64());
-        oracle.add_both("Prediction", "loans", version, score);
-        oracle.add("PredictionClass", &[("Model", "loans"), ("Class", &class.to_string())], 1.0);
-        predictions.push(Prediction { value: Value::Integer(class), label: None, score: Some(score) });
-        rows.push(row);
-    }
-    let rows: Vec<&[(&str, Raw<'_>)]> = rows.iter().map(Vec::as_slice).collect();
-    bench.observe(model, &model.inputs(&rows), &outputs(predictions), took);
 }
 
 #[tokio::test]
@@ -195,7 +67,7 @@ async fn what_arrives_is_what_was_measured() {
     for number in 0..5 {
         for _ in 0..400 {
             let (model, version) = &versions[random.usize(0..2)];
-            observe_random(&bench, model, version, &mut random, &mut oracle);
+            observe_random(&bench.metrics, model, version, &mut random, &mut oracle);
         }
         let took = Duration::from_millis(random.u64(1..100));
         let status = [422, 500][random.usize(0..2)];
@@ -304,7 +176,7 @@ async fn the_number_of_calls_does_not_depend_on_the_traffic() {
     let (model, mut random) = (loans(3), fastrand::Rng::with_seed(3));
     for (number, requests) in [(0, 1), (1, 5000)] {
         for _ in 0..requests {
-            observe_random(&bench, &model, "3", &mut random, &mut Oracle::default());
+            observe_random(&bench.metrics, &model, "3", &mut random, &mut Oracle::default());
         }
         assert_eq!(bench.flush(number).await.calls, 1);
     }
@@ -321,13 +193,13 @@ async fn check_outage(mode: Mode, minutes: i64) {
     let (model, mut random, mut oracle) = (loans(3), fastrand::Rng::with_seed(5), Oracle::default());
     bench.cloudwatch.set_mode(mode);
     for number in 0..minutes {
-        observe_random(&bench, &model, "3", &mut random, &mut oracle);
+        observe_random(&bench.metrics, &model, "3", &mut random, &mut oracle);
         let flushed = bench.flush(number).await;
         assert!(flushed.calls <= 3 && flushed.kept > 0 && flushed.dropped == 0, "{mode:?} {flushed:?}");
     }
     assert_eq!(bench.cloudwatch.datums().len(), 0);
     bench.cloudwatch.set_mode(Mode::Ok);
-    observe_random(&bench, &model, "3", &mut random, &mut oracle);
+    observe_random(&bench.metrics, &model, "3", &mut random, &mut oracle);
     let flushed = bench.flush(minutes).await;
     assert_eq!((flushed.kept, flushed.dropped), (0, 0), "{mode:?}");
     bench.check_totals(&oracle);
@@ -350,7 +222,7 @@ async fn half_of_the_calls_may_fail() {
     let (model, mut random, mut oracle) = (loans(3), fastrand::Rng::with_seed(9), Oracle::default());
     bench.cloudwatch.set_mode(Mode::Flaky);
     for number in 0..30 {
-        observe_random(&bench, &model, "3", &mut random, &mut oracle);
+        observe_random(&bench.metrics, &model, "3", &mut random, &mut oracle);
         bench.flush(number).await;
     }
     bench.cloudwatch.set_mode(Mode::Ok);
@@ -373,8 +245,8 @@ async fn what_cannot_be_sent_for_an_hour_is_dropped_and_counted() {
     let flushed = bench.flush(61).await;
     assert_eq!((flushed.dropped, flushed.kept), (kept, kept));
     let page = bench.metrics.render(&[]);
-    assert!(page.contains(&format!("modelgate_cloudwatch_dropped_total{{}} {kept}.0\n")), "{page}");
-    assert!(page.contains(&format!("modelgate_cloudwatch_kept{{}} {kept}.0\n")), "{page}");
+    assert!(page.contains(&format!("modelgate_sink_dropped_total{{sink=\"cloudwatch\"}} {kept}.0\n")), "{page}");
+    assert!(page.contains(&format!("modelgate_sink_kept{{sink=\"cloudwatch\"}} {kept}.0\n")), "{page}");
 }
 
 #[tokio::test]
@@ -382,12 +254,12 @@ async fn what_is_refused_as_invalid_is_not_sent_again() {
     let mut bench = Bench::start(500).await;
     let (model, mut random, mut oracle) = (loans(3), fastrand::Rng::with_seed(11), Oracle::default());
     bench.cloudwatch.set_mode(Mode::Refuse);
-    observe_random(&bench, &model, "3", &mut random, &mut Oracle::default());
+    observe_random(&bench.metrics, &model, "3", &mut random, &mut Oracle::default());
     let flushed = bench.flush(0).await;
     assert_eq!((flushed.calls, flushed.kept), (1, 0));
     assert!(flushed.dropped > 0);
     bench.cloudwatch.set_mode(Mode::Ok);
-    observe_random(&bench, &model, "3", &mut random, &mut oracle);
+    observe_random(&bench.metrics, &model, "3", &mut random, &mut oracle);
     assert_eq!(bench.flush(1).await.calls, 1);
     bench.check_totals(&oracle);
 }
@@ -396,7 +268,7 @@ async fn what_is_refused_as_invalid_is_not_sent_again() {
 async fn a_flush_that_is_given_up_forgets_nothing() {
     let mut bench = Bench::start(500).await;
     let (model, mut random, mut oracle) = (loans(3), fastrand::Rng::with_seed(13), Oracle::default());
-    observe_random(&bench, &model, "3", &mut random, &mut oracle);
+    observe_random(&bench.metrics, &model, "3", &mut random, &mut oracle);
     bench.cloudwatch.set_mode(Mode::Silent);
     let given_up = tokio::time::timeout(Duration::from_millis(50), bench.flush(0)).await;
     assert!(given_up.is_err());

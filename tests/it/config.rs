@@ -660,6 +660,7 @@ grace = "20s" # default
 
 [engine]
 slots = 4 # default
+max_held = 4 # default
 
 [admission]
 probe = true # default
@@ -788,6 +789,7 @@ by_key = false # default
 sink = "s3://samples/a/b/" # gate.toml:34
 format = "jsonl" # gate.toml:36
 rate = 1.0 # default
+failed = false # default
 redact = ["SSN"] # MODELGATE__CAPTURE__REDACT
 hash = ["Customer"] # gate.toml:37
 bucket = { Age = 2.5, Income = 1000 } # gate.toml:38
@@ -834,7 +836,7 @@ fn every_value_arrives_as_what_it_is() {
     assert_eq!(config.auth.store, Path::new("state/modelgate.db"));
     assert!(matches!(config.quota.store, Location::File(file) if file == config.auth.store));
     assert_eq!(config.metrics.max_series.get(), 2000);
-    assert_eq!(config.cloudwatch.unwrap().namespace, "ModelGate");
+    assert_eq!(config.sinks.cloudwatch.unwrap().namespace, "ModelGate");
     let otlp = config.telemetry.otlp.unwrap();
     assert_eq!((&*otlp.endpoint, &*otlp.service_name), ("http://me:hush@localhost:4318/v1/traces", "gate"));
     let capture = config.capture.unwrap();

@@ -1,9 +1,11 @@
 //! The dashboard and its alarms: what is printed, and what a strict CloudWatch takes.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use aws_sdk_cloudwatch::error::ProvideErrorMetadata as _;
+use modelgate::metrics::Mode;
 use modelgate::metrics::dashboard::{self, DashboardError, Scope};
 use serde_json::{Value, json};
 
@@ -17,11 +19,19 @@ fn run(arguments: &[&str], endpoint: &str) -> (i32, String, String) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("gate.toml");
     fs::write(&file, FILE).unwrap();
+    run_in(folder.path(), &file, arguments, endpoint, "")
+}
+
+/// The same, of a file there is, for somebody who types `answer`.
+fn run_in(folder: &Path, file: &Path, arguments: &[&str], endpoint: &str, answer: &str) -> (i32, String, String) {
+    let typed = folder.join("answer");
+    fs::write(&typed, answer).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_modelgate"))
+        .stdin(fs::File::open(typed).unwrap())
         .arg("dashboard")
         .args(arguments)
         .arg("--config")
-        .arg(&file)
+        .arg(file)
         .env("AWS_ENDPOINT_URL_CLOUDWATCH", endpoint)
         .env("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
         .env("AWS_SECRET_ACCESS_KEY", "secret")
@@ -36,6 +46,7 @@ fn scope() -> Scope {
     Scope {
         namespace: "ModelGate".to_owned(),
         region: "eu-west-1".to_owned(),
+        mode: Mode::Full,
         models: vec!["credit-score".to_owned()],
         actions: Vec::new(),
     }
@@ -54,16 +65,22 @@ fn the_printed_body_is_one_and_its_price_stands_beside_it() {
         body.contains("SEARCH('{\\\"ModelGate\\\",Model,Feature} MetricName=\\\"PSI\\\"', 'Maximum', 3600)"),
         "{body}"
     );
-    assert!(price.contains("157 metrics    $    47.10   2 models, 21 numeric features each"), "{price}");
+    assert!(price.starts_with("165 metrics, $53.63 a month before what is free\n"), "{price}");
+    assert!(price.contains("165 metrics    $    49.50   2 models of 21 numeric and 0 text features"), "{price}");
     assert!(price.contains("7 alarms     $     0.70"), "{price}");
-    assert!(price.contains("list prices of us-east-1 (check https://aws.amazon.com/cloudwatch/pricing/)"), "{price}");
+    assert!(
+        price.contains("list prices of us-east-1 in November 2026 (check https://aws.amazon.com/cloudwatch/pricing/)"),
+        "{price}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_strict_cloudwatch_takes_dashboard_and_alarms_and_putting_again_changes_nothing() {
     let cloudwatch = cloudwatch().await;
     let endpoint = cloudwatch.endpoint().to_owned();
-    let put = move || run(&["put", "--name", "gate", "--alarm-action", "arn:aws:sns:eu-west-1:1:on-call"], &endpoint);
+    let put = move || {
+        run(&["put", "--yes", "--name", "gate", "--alarm-action", "arn:aws:sns:eu-west-1:1:on-call"], &endpoint)
+    };
     let (code, said, price) = tokio::task::spawn_blocking(put.clone()).await.unwrap();
     assert_eq!((code, &*said), (0, "put dashboard gate and 7 alarms in eu-west-1\n"), "{price}");
     let (dashboards, alarms) = (cloudwatch.dashboards(), cloudwatch.alarms());
@@ -82,6 +99,40 @@ async fn a_strict_cloudwatch_takes_dashboard_and_alarms_and_putting_again_change
 
     tokio::task::spawn_blocking(put).await.unwrap();
     assert_eq!((cloudwatch.dashboards(), cloudwatch.alarms()), (dashboards, alarms));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_put_until_somebody_has_seen_the_price_and_says_yes() {
+    let cloudwatch = cloudwatch().await;
+    let endpoint = cloudwatch.endpoint().to_owned();
+    let put = move |answer: &'static str| {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("gate.toml");
+        fs::write(&file, FILE).unwrap();
+        run_in(folder.path(), &file, &["put"], &endpoint, answer)
+    };
+    for answer in ["", "n\n", "perhaps\n"] {
+        let put = put.clone();
+        let (code, said, told) = tokio::task::spawn_blocking(move || put(answer)).await.unwrap();
+        assert_eq!((code, &*said), (1, ""), "{told}");
+        assert!(told.contains(" a month before what is free") && told.contains("say --yes"), "{told}");
+        assert!(cloudwatch.dashboards().is_empty() && cloudwatch.alarms().is_empty());
+    }
+    let (code, _, told) = tokio::task::spawn_blocking(move || put("y\n")).await.unwrap();
+    assert_eq!(code, 0, "{told}");
+    assert_eq!((cloudwatch.dashboards().len(), cloudwatch.alarms().len()), (1, 7));
+}
+
+#[test]
+fn what_is_written_as_lines_costs_its_lines_and_a_lean_gateway_has_few_graphs() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("gate.toml");
+    fs::write(&file, "[[model]]\nname = \"churn\"\n[metrics.emf]\nnamespace = \"Lines\"\nmode = \"lean\"\n").unwrap();
+    let (code, body, price) = run_in(folder.path(), &file, &["print"], "http://127.0.0.1:9", "");
+    assert_eq!(code, 0, "{price}");
+    panel::check_body(&body).unwrap();
+    assert!(price.starts_with("7 metrics, $5.56 a month") && price.contains("log lines"), "{price}");
+    assert!(body.contains("\\\"Lines\\\",Model}") && !body.contains("Model,Version"), "{body}");
 }
 
 #[tokio::test]

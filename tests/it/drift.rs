@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use modelgate::drift::{self, Drift};
-use modelgate::metrics::cloudwatch::{Config, Flusher, Mode};
-use modelgate::metrics::{self, Metrics};
+use modelgate::metrics::cloudwatch::Config;
+use modelgate::metrics::{self, Flusher, Metrics, Mode};
 use modelgate::model::features::{Raw, Settings};
 use modelgate::model::signature::{Column, Kind, Signature};
 use modelgate::model::{Digest, Features, Identity, Outputs, Prediction, Value as Predicted, Version};
@@ -221,7 +221,7 @@ impl Bench {
             metrics::Config { max_series: max_series.try_into().unwrap(), max_categories: 10.try_into().unwrap() };
         let metrics = Metrics::new(config);
         let to = Config { namespace: "ModelGate".into(), interval: Duration::from_mins(1), mode };
-        let flusher = Flusher::new(metrics.clone(), cloudwatch.client(), to);
+        let flusher = Flusher::to_cloudwatch(metrics.clone(), cloudwatch.client(), to, minute(0));
         let drift = Drift::new(drift::Config {
             window: Duration::from_hours(1),
             threshold: 0.1,
@@ -303,6 +303,25 @@ async fn the_lean_mode_sends_six_series() {
     bench.ask(300, 50.0);
     let sent: Vec<String> = bench.flush().await.into_iter().map(|(name, ..)| name).collect();
     assert_eq!(sent, ["DriftedFeatures m", "Errors m", "Latency m", "MaxPSI m", "Prediction m", "Requests m"]);
+}
+
+#[tokio::test]
+async fn alarms_made_for_model_monitor_find_their_metrics() {
+    let schedules = [("m".parse().unwrap(), "nightly".to_owned())].into();
+    let mut bench = Bench::start(Mode::SageMaker { schedules }, 100).await;
+    bench.ask(500, 0.0);
+    bench.ask(300, 50.0);
+    let sent = bench.flush().await;
+    let names: Vec<&str> = sent.iter().map(|(name, ..)| name.as_str()).collect();
+    let monitored = [
+        "feature_baseline_drift_Age m nightly",
+        "feature_baseline_drift___prediction__ m nightly",
+        "feature_data_Age m nightly",
+        "feature_non_null_Age m nightly",
+    ];
+    let lean = ["DriftedFeatures m", "Errors m", "Latency m", "MaxPSI m", "Prediction m", "Requests m"];
+    assert_eq!(names, [&lean[..], &monitored[..]].concat());
+    assert!(sent.contains(&("feature_non_null_Age m nightly".into(), 800.0, 800.0)), "{sent:?}");
 }
 
 #[tokio::test]

@@ -44,11 +44,9 @@ impl Keyring {
     }
 
     fn quota(&self, plan: Plan) -> Quota {
-        Quota::open(quota::Config {
-            store: quota::Location::File(self.store()),
-            plans: BTreeMap::from([("basic".into(), plan)]),
-        })
-        .unwrap()
+        let plans = BTreeMap::from([("basic".into(), plan)]);
+        let config = quota::Config { store: quota::Location::File(self.store()), plans };
+        Quota::open(config, &mut getrandom::fill).unwrap()
     }
 
     fn sql(&self, sql: &str) {
@@ -158,7 +156,7 @@ fn a_store_of_the_first_version_is_brought_up_with_its_keys() {
     let keyring = Keyring::new();
     let (record, key) = create(&keyring.open());
     keyring.sql(
-        "DROP INDEX keys_by_hash;
+        "DROP TABLE pins; DROP INDEX keys_by_hash;
          ALTER TABLE keys DROP COLUMN account; ALTER TABLE keys DROP COLUMN replaced_by;
          ALTER TABLE keys DROP COLUMN disabled; ALTER TABLE keys DROP COLUMN scopes;
          ALTER TABLE keys DROP COLUMN imported; PRAGMA user_version = 1",
@@ -166,6 +164,8 @@ fn a_store_of_the_first_version_is_brought_up_with_its_keys() {
     let keys = keyring.open();
     let caller = at(&keys, &key, NOW).unwrap();
     assert_eq!((&caller.key_id, &caller.account), (&record.id, &record.id));
+    keyring.sql("DROP TABLE pins; PRAGMA user_version = 2");
+    assert!(at(&keyring.open(), &key, NOW).is_ok() && keyring.open().key_pins().unwrap().is_empty());
     assert!(keyring.open().disable(&record.id, NOW).is_ok());
 }
 
@@ -218,6 +218,13 @@ fn check_refused(csv: &str, expect: &[&str]) {
 #[test]
 fn every_mistake_of_a_key_file_is_told_at_once_and_none_shows_a_key() {
     check_refused("Name,Description\n", &["line 1: there is no column `Key`"]);
+    check_refused(
+        "Name,Key\r\n\r\n\r\nShort,key\r\n\nShort,key",
+        &[
+            "line 4: expected a key of 20 to 128 visible ASCII characters",
+            "line 6: expected a key of 20 to 128 visible ASCII characters",
+        ],
+    );
     let (_, ours) = create(&Keyring::new().open());
     check_refused(
         &format!(
@@ -283,6 +290,38 @@ async fn guessing_at_a_key_shuts_its_owner_out_nowhere_it_was_used_before() {
     assert!(keys.admit(other.expose_secret(), HOME, NOW).is_ok(), "a new key forgives");
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_still_sends_a_key_that_has_ended_guesses_at_nothing() {
+    let keys = Keyring::new().open();
+    let (revoked, first) = create(&keys);
+    let (expired, second) = create(&keys);
+    keys.revoke(&revoked.id, NOW).unwrap();
+    keys.expire(&expired.id, Some(NOW)).unwrap();
+    for _ in 0..50 {
+        for key in [&first, &second] {
+            assert_eq!(keys.admit(key.expose_secret(), HOME, NOW).unwrap_err(), AuthError::Unknown);
+        }
+    }
+    let (_, newcomer) = create(&keys);
+    assert!(keys.admit(newcomer.expose_secret(), HOME, NOW).is_ok(), "others of the address are let in");
+}
+
+#[test]
+fn the_end_of_a_key_can_be_moved_until_it_is_revoked() {
+    let keys = Keyring::new().open();
+    let (record, key) = create(&keys);
+    let end = NOW + Duration::from_hours(1);
+    assert_eq!(keys.expire(&record.id, Some(end)).unwrap().expires, Some(end));
+    assert!(at(&keys, &key, end - Duration::from_millis(1)).is_ok() && at(&keys, &key, end).is_err());
+    assert_eq!(keys.expire(&record.id, None).unwrap().expires, None);
+    assert!(at(&keys, &key, end).is_ok(), "a key that has expired works again");
+    keys.revoke(&record.id, NOW).unwrap();
+    assert!(matches!(keys.expire(&record.id, None), Err(StoreError::Ended(_))));
+    assert!(matches!(keys.disable(&record.id, NOW), Err(StoreError::Ended(_))));
+    assert!(matches!(keys.set_scopes(&record.id, Scopes::All), Err(StoreError::Ended(_))));
+    assert_eq!(at(&keys, &key, NOW).unwrap_err(), AuthError::Unknown);
+}
+
 #[tokio::test]
 async fn no_more_run_at_one_time_than_the_plan_allows() {
     let keyring = Keyring::new();
@@ -325,7 +364,7 @@ async fn a_dry_run_counts_and_tells_and_refuses_nobody() {
     }
     let (rate, day) = (Exceeded::Throttle, Exceeded::Quota);
     assert_eq!(passed, [vec![], vec![], vec![], vec![day], vec![rate, day], vec![rate, day]]);
-    assert_eq!(quota.usage(&caller, NOW).await.unwrap().used, 3);
+    assert_eq!(quota.usage(&caller, NOW).await.unwrap().used, Some(3));
     assert!(quota.reserve(&caller, 99, NOW).await.is_ok());
 }
 
@@ -335,10 +374,10 @@ async fn a_plan_is_asked_for_a_token_by_what_was_not_worth_reading() {
     let keys = keyring.open();
     let caller = at(&keys, &create(&keys).1, NOW).unwrap();
     let quota = keyring.quota(Plan { throttle: Some(Throttle { rate: 0.001, burst: 2 }), ..daily(9) });
-    assert_eq!(quota.take_token(&caller, NOW), Ok(None));
-    assert!(quota.take_token(&caller, NOW).is_ok());
-    assert!(matches!(quota.take_token(&caller, NOW), Err(Refusal::Throttled { .. })));
-    assert_eq!(quota.usage(&caller, NOW).await.unwrap().used, 0);
+    assert_eq!(quota.take_token(&caller, NOW).await, Ok(None));
+    assert!(quota.take_token(&caller, NOW).await.is_ok());
+    assert!(matches!(quota.take_token(&caller, NOW).await, Err(Refusal::Throttled { .. })));
+    assert_eq!(quota.usage(&caller, NOW).await.unwrap().used, Some(0));
 }
 
 fn site() -> Site {

@@ -28,7 +28,8 @@ fn open(folder: &Path, throttle: Option<Throttle>, amount: u64) -> Quota {
     let limit = Limit { amount: NonZeroU64::new(amount).unwrap(), period: Period::Day };
     let plan = Plan { throttle, quota: Some(limit), ..Plan::default() };
     let plans = BTreeMap::from([("test".into(), plan)]);
-    Quota::open(quota::Config { store: quota::Location::File(folder.join("store.db")), plans }).unwrap()
+    Quota::open(quota::Config { store: quota::Location::File(folder.join("store.db")), plans }, &mut getrandom::fill)
+        .unwrap()
 }
 
 fn caller(keys: &ApiKeys) -> (String, Arc<Caller>) {
@@ -58,20 +59,20 @@ async fn admitted(quota: &Arc<Quota>, caller: &Arc<Caller>) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 64)]
-#[ignore = "twenty repeats of 32,000 requests"]
+#[ignore = "nightly: twenty repeats of 32,000 requests"]
 async fn a_quota_of_ten_thousand_admits_ten_thousand_twenty_times() {
     for _ in 0..20 {
         let folder = TempDir::new().unwrap();
         let (_, caller) = caller(&keys(folder.path()));
         let quota = Arc::new(open(folder.path(), None, 10_000));
         assert_eq!(admitted(&quota, &caller).await, 10_000);
-        assert_eq!(quota.usage(&caller, NOW).await.unwrap().used, 10_000);
+        assert_eq!(quota.usage(&caller, NOW).await.unwrap().used, Some(10_000));
     }
     println!("20 × 32,000 requests of 64 clients on a quota of 10,000: exactly 10,000 admitted each time");
 }
 
 #[tokio::test]
-#[ignore = "measures"]
+#[ignore = "figure: what key and quota cost a request"]
 async fn the_cost_of_key_and_quota_on_the_request_path() {
     const ROUNDS: u32 = 200_000;
     let folder = TempDir::new().unwrap();
@@ -105,7 +106,7 @@ fn resident() -> u64 {
 }
 
 #[test]
-#[ignore = "makes a million keys"]
+#[ignore = "figure: a million keys: look-up, memory, start"]
 fn a_million_keys_take_so_much_memory_and_so_long_to_look_up() {
     const KEYS: u32 = 1_000_000;
     let folder = TempDir::new().unwrap();
@@ -129,6 +130,19 @@ fn a_million_keys_take_so_much_memory_and_so_long_to_look_up() {
         assert!(gateway.authenticate(key, NOW).is_ok());
     }
     println!("looked up in {:?} each", started.elapsed() / u32::try_from(texts.len()).unwrap());
+    let strangers: Vec<_> = (0..100_000).map(|number| format!("api-gateway-KEY-{number:020}")).collect();
+    let started = Instant::now();
+    for key in &strangers {
+        assert!(gateway.authenticate(key, NOW).is_err());
+    }
+    println!("refused in {:?} each", started.elapsed() / u32::try_from(strangers.len()).unwrap());
+    drop(gateway);
+    let started = Instant::now();
+    let gateway = keys(folder.path());
+    println!("opened at the start of a gateway in {:?}", started.elapsed());
+    let file = fs::metadata(folder.path().join("store.db")).unwrap().len();
+    println!("{} bytes a key on disk", file / u64::from(KEYS));
+    assert!(gateway.authenticate(&texts[0], NOW).is_ok());
 }
 
 /// Welch's t of two samples.
@@ -154,37 +168,77 @@ fn forged(secret: &str, at: usize) -> String {
     body.chars().chain(digits).collect()
 }
 
+/// The pieces of a distribution that are compared, by the share of the fastest of all: interrupts and cold caches are in
+/// the rest, and would hide a difference of a few nanoseconds.
+const CROPS: [f64; 4] = [0.5, 0.8, 0.9, 0.95];
+
+/// The t of two samples that is farthest from zero, of those below each crop of both together.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a share of a few millions"
+)]
+fn worst_t(a: &[f64], b: &[f64]) -> f64 {
+    let mut both = [a, b].concat();
+    both.sort_unstable_by(f64::total_cmp);
+    let below = |limit: f64, sample: &[f64]| sample.iter().copied().filter(|time| *time <= limit).collect::<Vec<_>>();
+    let ts = CROPS.map(|share| {
+        let limit = both[(both.len() as f64 * share) as usize];
+        welch_t(&below(limit, a), &below(limit, b))
+    });
+    ts.into_iter().max_by(|a, b| a.abs().total_cmp(&b.abs())).expect("there are crops")
+}
+
+/// So many verifications to one look at the clock: one alone takes hardly longer than the look.
+const BATCH: usize = 16;
+
+/// Nanoseconds that a verification of each text took, `rounds` times each and in random order, so that whatever changes
+/// on the machine meanwhile changes for all of them.
+fn times(keys: &ApiKeys, texts: &[String], rounds: usize) -> Vec<Vec<f64>> {
+    let mut times = vec![Vec::with_capacity(rounds / BATCH); texts.len()];
+    let mut order: Vec<usize> = (0..texts.len()).collect();
+    let mut random = fastrand::Rng::with_seed(1);
+    for _ in 0..rounds / BATCH {
+        random.shuffle(&mut order);
+        for &case in &order {
+            let started = Instant::now();
+            for _ in 0..BATCH {
+                let refused = black_box(keys.authenticate(black_box(&texts[case]), NOW)).is_err();
+                assert!(refused);
+            }
+            times[case].push(started.elapsed().as_secs_f64() * 1e9 / f64::from(u8::try_from(BATCH).unwrap()));
+        }
+    }
+    times
+}
+
 #[test]
-#[ignore = "four million verifications"]
+#[ignore = "figure: a million verifications each of keys that are wrong in four ways"]
 fn the_time_of_a_refusal_does_not_tell_what_was_wrong() {
     const ROUNDS: usize = 1_000_000;
-    // A verification takes a fraction of a microsecond; what takes longer was interrupted.
-    const LONGEST_NANOS: f64 = 3_000.0;
     let folder = TempDir::new().unwrap();
     let keys = keys(folder.path());
     let (key, _) = caller(&keys);
     let (disabled, id) = caller(&keys);
     keys.disable(&id.key_id, NOW).unwrap();
-    let (first, last, unknown) = (forged(&key, 19), forged(&key, 50), forged(&key, 9));
-    let cases = [("unknown id", unknown), ("first byte", first), ("last byte", last), ("disabled", disabled)];
-    let mut times = [const { Vec::<f64>::new() }; 4];
-    let mut order = fastrand::Rng::with_seed(1);
-    for _ in 0..ROUNDS * cases.len() {
-        let case = order.usize(..cases.len());
-        let started = Instant::now();
-        let refused = black_box(keys.authenticate(black_box(&cases[case].1), NOW)).is_err();
-        #[expect(clippy::cast_precision_loss, reason = "nanoseconds are far below 2^52")]
-        let took = started.elapsed().as_nanos() as f64;
-        assert!(refused);
-        if took < LONGEST_NANOS {
-            times[case].push(took);
+    let names =
+        ["unknown id", "unknown id, another", "wrong from the first letter", "wrong in the last letter", "disabled"];
+    let texts = [forged(&key, 9), forged(&key, 12), forged(&key, 19), forged(&key, 50), disabled];
+    times(&keys, &texts, ROUNDS / 10);
+    let times = times(&keys, &texts, ROUNDS);
+    let mut worst = 0.0_f64;
+    for (i, first) in times.iter().enumerate() {
+        let mut sorted = first.clone();
+        sorted.sort_unstable_by(f64::total_cmp);
+        println!("{}: median {:.1} ns", names[i], sorted[sorted.len() / 2]);
+        for (j, second) in times.iter().enumerate().skip(i + 1) {
+            let t = worst_t(first, second);
+            println!("  against {}: t = {t:.2}", names[j]);
+            worst = worst.max(t.abs());
         }
     }
-    for (i, j) in [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)] {
-        let t = welch_t(&times[i], &times[j]);
-        println!("{} against {}: t = {t:.2}", cases[i].0, cases[j].0);
-    }
-    let mean = |sample: &[f64]| sample.iter().sum::<f64>() / f64::from(u32::try_from(sample.len()).unwrap());
-    println!("means in ns: {:.1?}", times.each_ref().map(|sample| mean(sample)));
-    assert!(welch_t(&times[1], &times[2]).abs() < 4.5, "how much of the secret is right shows in the time");
+    println!("the farthest t from zero: {worst:.2}");
+    // Which letters of a secret are right is the one thing that could be found out letter by letter.
+    assert!(worst_t(&times[2], &times[3]).abs() < 4.5, "how much of a secret is right shows in the time");
 }

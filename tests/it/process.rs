@@ -13,6 +13,7 @@ use modelgate::clock::Clock;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde_json::{Value, json};
 
+use crate::support::canary;
 use crate::support::cloudwatch::{CloudWatch, Mode};
 use crate::support::s3::{self, S3};
 use crate::support::site::{Answer, Site, eventually};
@@ -37,14 +38,20 @@ impl Binary {
         Self::start(&mut Command::new(env!("CARGO_BIN_EXE_modelgate")), file, environment)
     }
 
-    fn start(command: &mut Command, file: &Path, environment: &[(&str, &str)]) -> Self {
-        command.arg("serve").arg("--config").arg(file).env("RUST_LOG", "info").envs(environment.iter().copied());
+    pub(crate) fn start(command: &mut Command, file: &Path, environment: &[(&str, &str)]) -> Self {
+        command
+            .arg("serve")
+            .arg("--config")
+            .arg(file)
+            .env("RUST_LOG", canary::log_level())
+            .envs(environment.iter().copied());
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let process = child.id();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines().map(|line| line.unwrap());
+        let mut lines = lines.inspect(move |line| canary::keep(process, line));
         let mut seen = String::new();
         let listening = lines
             .by_ref()
-            .map(|line| line.unwrap())
             .inspect(|line| seen.push_str(&(line.clone() + "\n")))
             .find(|line| line.contains("listening on"));
         let line = listening.unwrap_or_else(|| panic!("the gateway never listened:\n{seen}"));
@@ -54,8 +61,13 @@ impl Binary {
             address.parse().unwrap_or_else(|_| panic!("no address after `{word}` in `{line}`"))
         };
         let (data, admin) = (after("listening on "), after("admin on "));
-        let log = std::thread::spawn(move || lines.map_while(Result::ok).collect::<Vec<_>>().join("\n"));
+        let log = std::thread::spawn(move || lines.collect::<Vec<_>>().join("\n"));
         Self { child, data, admin, log }
+    }
+
+    /// Its number among processes.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn signal(&self, name: &str) {
@@ -95,9 +107,15 @@ impl Drop for Binary {
 pub(crate) fn site() -> (Site, PathBuf) {
     let text = "[plans.open]\n[[model]]\nname = \"sum\"\nselect = \"alias:champion\"\n\
                 [capture]\nsink = \"file:{folder}/samples\"\n";
-    let site = Site::new(text);
+    let (site, file) = site_of(text);
     site.register_sum("sum", 1, 1000.0);
     site.promote("sum", 1);
+    (site, file)
+}
+
+/// A site with this configuration, and its file.
+pub(crate) fn site_of(text: &str) -> (Site, PathBuf) {
+    let site = Site::new(text);
     site.config();
     let file = site.folder().join("modelgate.toml");
     (site, file)

@@ -7,6 +7,7 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::support::fixtures;
+use crate::support::s3::{ACCESS_KEY, BUCKET, S3, SECRET, files};
 use crate::support::site::Site;
 
 const KINDS: [&str; 5] = ["logistic", "one-hot", "regression", "text-classes", "forest-zipmap"];
@@ -108,7 +109,67 @@ async fn what_cannot_be_replayed_says_why() {
     check(&[&ids[0].1, "--date", "2020-01-01"], "in 0 objects");
     check(&[&ids[0].1, "--samples", "gs://bucket"], "neither s3://bucket/prefix nor a directory");
     check(&[&ids[0].1, "--samples", "nowhere"], "the samples cannot be read");
-    check(&[&ids[1].1], "does not hold all that was asked: Occupation was left out, hashed or rounded");
+    check(&[&ids[1].1], "does not hold all that was asked, so it cannot be asked again: Occupation was left out");
     fs::remove_dir_all(site.folder().join("data/cache/sha256")).unwrap();
+    let (code, said) = replay(&site, "modelgate.toml", &[&ids[2].1]);
+    assert_eq!(code, 0, "the registry still has it: {said}");
+    let changed = site.registry().join("regression/1/input_example.json");
+    fs::write(changed, "{}").unwrap();
+    check(&[&ids[2].1], "the registry has other bytes under that number");
+    fs::remove_dir_all(site.registry().join("regression")).unwrap();
     check(&[&ids[2].1], "is not in the model cache");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn text_is_replayed_like_parquet() {
+    for format in ["csv", "jsonl"] {
+        let mut site = Site::new(&(file_with("") + &format!("format = \"{format}\"\n")));
+        for kind in KINDS {
+            site.register(kind, 1, kind);
+        }
+        for (kind, id) in asked(&mut site).await {
+            let (code, said) = replay(&site, "modelgate.toml", &[&id, "--model", kind, "--json"]);
+            assert_eq!(code, 0, "{format} {kind}: {said}");
+            let report: serde_json::Value = serde_json::from_str(&said).unwrap();
+            let rows = report["rows"].as_array().unwrap();
+            assert_eq!(
+                (&report["verdict"], rows.len()),
+                (&json!("identical"), fixtures::expected(kind).rows().count())
+            );
+            assert_eq!(rows[0]["stored"]["prediction"], rows[0]["replayed"]["prediction"], "{report}");
+            assert_eq!((&report["model"], &report["version"]), (&json!(kind), &json!("1")));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_of_samples_is_replayed_from() {
+    let s3 = S3::start().await;
+    let mut site = Site::new(&file_with(""));
+    for kind in KINDS {
+        site.register(kind, 1, kind);
+    }
+    let ids = asked(&mut site).await;
+    for (key, bytes) in files(&site.folder().join("samples")) {
+        let put = s3.client(SECRET).put_object().bucket(BUCKET).key(format!("drift/{key}")).body(bytes.into());
+        put.send().await.unwrap();
+    }
+    let environment = [
+        ("AWS_ENDPOINT_URL", s3.endpoint()),
+        ("AWS_ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", SECRET.to_owned()),
+        ("AWS_REGION", "us-east-1".to_owned()),
+    ];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modelgate"));
+    command
+        .args(["replay", &ids[0].1, "--samples", &format!("s3://{BUCKET}/drift"), "--config"])
+        .arg(site.folder().join("modelgate.toml"))
+        .envs(environment)
+        .env("AWS_EC2_METADATA_DISABLED", "true");
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success() && output.stdout.ends_with(b"identical\n"),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

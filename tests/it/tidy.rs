@@ -141,3 +141,18 @@ fn every_source_file_says_what_it_is_for() {
     }
     assert!(silent.is_empty(), "without a first line that says what they are for:\n{}", silent.join("\n"));
 }
+
+#[test]
+fn every_ignored_test_says_which_run_is_its_own() {
+    let kinds = ["nightly: ", "figure: ", "child: "].map(|kind| format!("#[ignore = \"{kind}"));
+    let mut offences = Vec::new();
+    for path in ["src", "tests"].iter().flat_map(|folder| files(&root().join(folder), &[".rs"])) {
+        let source = fs::read_to_string(&path).unwrap();
+        for line in source.lines().map(str::trim_start).filter(|line| line.starts_with("#[ignore")) {
+            if !kinds.iter().any(|kind| line.starts_with(kind)) {
+                offences.push(format!("{line} ({})", path.display()));
+            }
+        }
+    }
+    assert!(offences.is_empty(), "CONTRIBUTING.md has the kinds there are:\n{}", offences.join("\n"));
+}

@@ -2,7 +2,8 @@
 //!
 //! The gateway starts its own program as `modelgate probe`, writes a [`Request`] to its standard input and reads what it
 //! says from its standard output. The process limits itself before it loads anything, has none of the gateway's
-//! environment, cannot write files, yields the processor to everybody, and ends when the gateway does.
+//! environment, cannot write files, is [kept](super::confine) from all but the version, yields the processor to everybody,
+//! and ends when the gateway does.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
+use super::confine::{Confinement, confine};
 use super::signature::{self, Taken};
 use super::whole_reason;
 use crate::manager::loader::{self, Parts, STACK_BYTES};
@@ -69,6 +71,8 @@ pub(super) struct Report {
     pub(super) took_ms: u64,
     /// The most memory it had; 0 where the system does not tell.
     pub(super) peak_bytes: u64,
+    /// What the process was kept from.
+    pub(super) confined: Confinement,
 }
 
 /// What the process says.
@@ -201,12 +205,27 @@ fn attempt(request: Request) -> Said {
     if let Err(error) = limit(&request) {
         return Said::Broken(format!("cannot limit itself: {error}"));
     }
-    let tried = task::thread("model-loader", STACK_BYTES, move || load(request, start));
-    match tried.map(std::thread::JoinHandle::join) {
+    let library = request.library.clone();
+    let runtime = match on_deep_stack(move || Runtime::load(Some(&library))) {
+        Ok(Ok(Ok(runtime))) => runtime,
+        Ok(Ok(Err(error))) => return Said::Broken(whole_reason(&error)),
+        Ok(Err(_)) => return Said::Broken("loading ONNX Runtime made the gateway's own code panic".to_owned()),
+        Err(error) => return Said::Broken(error.to_string()),
+    };
+    // Before the first byte of the version is read. The thread that reads it inherits this.
+    let confined = confine(&request.folder);
+    match on_deep_stack(move || load(&runtime, request, confined, start)) {
         Ok(Ok(said)) => said,
         Ok(Err(_)) => Said::Unfit("loading it made the gateway's own code panic".to_owned()),
         Err(error) => Said::Broken(error.to_string()),
     }
+}
+
+/// What came of `work` on a thread with a deep stack, or that it panicked, or that there is no such thread.
+fn on_deep_stack<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<std::thread::Result<T>> {
+    Ok(task::thread("model-loader", STACK_BYTES, work)?.join())
 }
 
 /// Takes from this process all that loading a model does not need.
@@ -226,11 +245,7 @@ fn limit(request: &Request) -> std::io::Result<()> {
     Ok(())
 }
 
-fn load(request: Request, start: Instant) -> Said {
-    let runtime = match Runtime::load(Some(&request.library)) {
-        Ok(runtime) => runtime,
-        Err(error) => return Said::Broken(whole_reason(&error)),
-    };
+fn load(runtime: &Runtime, request: Request, confined: Confinement, start: Instant) -> Said {
     let parts = Parts {
         id: identity(),
         folder: request.folder,
@@ -238,13 +253,14 @@ fn load(request: Request, start: Instant) -> Said {
         decision: request.decision,
         slots: 1,
     };
-    match loader::load(&runtime, parts) {
+    match loader::load(runtime, parts) {
         Ok((model, answers)) => Said::Answered(Report {
             features: signature::taken_by(model.features()),
             rows: answers.as_ref().map_or(0, |answers| answers.predictions().len()),
             answers: answers.as_ref().map(told),
             took_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
             peak_bytes: peak_of(std::process::id()).unwrap_or(0),
+            confined,
         }),
         Err(unfit) => Said::Unfit(whole_reason(&unfit)),
     }

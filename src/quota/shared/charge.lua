@@ -8,14 +8,14 @@
 --   held:<g>     what gateway g holds: used there, or set aside there
 --   call:<g>     the number of its last call
 local key = KEYS[1]
-local period, amount, lifetime = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local gateway, call = ARGV[4], tonumber(ARGV[5])
+local period, amount, lifetime, offset = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
+local gateway, call = ARGV[5], tonumber(ARGV[6])
 -- The gateway's window, what of it this store has confirmed, what it holds, and what it saw given in all.
-local its_window, confirmed, held, seen = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
-local want = tonumber(ARGV[10])
+local its_window, confirmed, held, seen = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+local want = tonumber(ARGV[11])
 
 local time = redis.call('TIME')
-local window = window_of(period, tonumber(time[1]))
+local window = window_of(period, tonumber(time[1]) - offset)
 local row = redis.call('HMGET', key, 'window', 'given', 'unclaimed', 'held:' .. gateway, 'call:' .. gateway)
 local last = tonumber(row[1] or '')
 -- A clock that was set back a little does not open a past window again.

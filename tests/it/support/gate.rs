@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use modelgate::auth::{self, Access, ApiKeys, PlanName};
 use modelgate::capture::Capture;
 use modelgate::clock::Clock;
 use modelgate::drift::{self, Drift};
+use modelgate::feedback::Feedback;
 use modelgate::metrics::{self, Metrics};
 use modelgate::model::{Models, Publisher, orders, published, shadow};
 use modelgate::quota::{self, Limit, Location, Period, Plan, Quota, Throttle};
@@ -22,7 +23,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use crate::support::fixtures;
+use crate::support::{canary, fixtures};
 
 /// No test waits longer than this for anything. It says that something hangs, not that it is slow.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -39,7 +40,9 @@ pub(crate) struct Gate {
     /// `x-api-key: …` of a caller who may have two requests at once and three rows a day.
     pub(crate) small_key: String,
     pub(crate) tasks: Tasks,
-    _folder: tempfile::TempDir,
+    /// Every key there is, to be changed.
+    pub(crate) keys: Arc<ApiKeys>,
+    folder: tempfile::TempDir,
 }
 
 /// Limits as a gateway has them by default, on any free port.
@@ -84,7 +87,8 @@ impl Gate {
         let address = listener.local_addr().unwrap();
         let tasks = Tasks::new();
         tasks.spawn("data", server::serve(listener, router.clone(), config, tasks.stopping()));
-        Self { address, router, admin, readiness: state.readiness, publisher, key, small_key, tasks, _folder: folder }
+        let (keys, readiness) = (state.keys, state.readiness);
+        Self { address, router, admin, readiness, publisher, key, small_key, tasks, keys, folder }
     }
 
     /// A gateway that serves the fixture `kind` under that name.
@@ -92,6 +96,11 @@ impl Gate {
         let mut gate = Self::with_models(config, &[kind]).await;
         gate.publisher.serve(Arc::new(fixtures::model(kind)));
         gate
+    }
+
+    /// The file of keys and quotas.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.folder.path().join("gate.db")
     }
 
     /// A prediction asked for with `lines` and the key without limits.
@@ -141,6 +150,7 @@ fn keys(folder: &Path) -> (ApiKeys, [String; 2]) {
     let keys = ApiKeys::open(auth::Config { store, pepper, plans }, &mut random).unwrap();
     let lines = PLANS.map(|plan| {
         let (_, secret) = keys.create("test", plan, None, Clock::system().now(), &mut random).unwrap();
+        canary::note(secret.expose_secret());
         format!("x-api-key: {}", secret.expose_secret())
     });
     (keys, lines)
@@ -157,7 +167,7 @@ fn quota(folder: &Path) -> Quota {
         ..Plan::default()
     };
     let plans = PLANS.map(PlanName::from).into_iter().zip([open, small]).collect();
-    Quota::open(quota::Config { store: Location::File(folder.join("gate.db")), plans }).unwrap()
+    Quota::open(quota::Config { store: Location::File(folder.join("gate.db")), plans }, &mut getrandom::fill).unwrap()
 }
 
 fn state(folder: &Path, keys: ApiKeys, models: Models) -> State {
@@ -178,6 +188,7 @@ fn state(folder: &Path, keys: ApiKeys, models: Models) -> State {
             by_key: false,
         }),
         capture: Capture::off(),
+        feedback: Feedback::off(),
         readiness: Readiness::default(),
         clock: Clock::system(),
         poll_interval: Duration::from_secs(30),
@@ -239,6 +250,7 @@ pub(crate) struct Answer {
 impl Answer {
     fn read(text: &str) -> Self {
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no whole answer in {text:?}"));
+        assert!(!body.contains(r#""code":"internal""#), "no request makes the gateway fail: {body}");
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
         Self { status: status.expect("a status line"), head: head.to_owned(), body: body.to_owned() }
     }

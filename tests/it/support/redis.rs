@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -60,12 +61,23 @@ impl Server {
 
     /// One command, and the answer as the wire has it.
     pub(crate) fn command(&self, words: &[&str]) -> String {
+        self.commands(&[words])
+    }
+
+    /// The same after the password, whose answer comes first.
+    pub(crate) fn command_as(&self, password: &str, words: &[&str]) -> String {
+        self.commands(&[&["AUTH", password], words])
+    }
+
+    fn commands(&self, commands: &[&[&str]]) -> String {
         let mut socket = TcpStream::connect(self.address).unwrap();
-        let mut text = format!("*{}\r\n", words.len());
-        for word in words {
-            write!(text, "${}\r\n{word}\r\n", word.len()).unwrap();
+        let mut text = String::new();
+        for words in commands.iter().chain([&["QUIT"].as_slice()]) {
+            write!(text, "*{}\r\n", words.len()).unwrap();
+            for word in *words {
+                write!(text, "${}\r\n{word}\r\n", word.len()).unwrap();
+            }
         }
-        text.push_str("*1\r\n$4\r\nQUIT\r\n");
         socket.write_all(text.as_bytes()).unwrap();
         std::io::read_to_string(socket).unwrap()
     }
@@ -119,6 +131,10 @@ pub(crate) enum Weather {
     AnswersStuck,
     /// One answer in ten comes too late to be of use.
     SomeAnswersLate,
+    /// Every answer comes a second late.
+    Slow,
+    /// Whoever sends something is cut off.
+    Cut,
     /// Nothing passes either way, and nobody is told.
     Parted,
 }
@@ -131,6 +147,7 @@ const TOO_LATE: Duration = Duration::from_millis(120);
 pub(crate) struct Wire {
     pub(crate) address: SocketAddr,
     weather: watch::Sender<Weather>,
+    leads_to: watch::Sender<SocketAddr>,
     _tasks: JoinSet<()>,
 }
 
@@ -138,23 +155,67 @@ impl Wire {
     pub(crate) async fn to(server: &Server) -> Self {
         let (weather, seen) = watch::channel(Weather::Fair);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, to) = (listener.local_addr().unwrap(), server.address);
+        let address = listener.local_addr().unwrap();
+        let (leads_to, to) = watch::channel(server.address);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut wires = JoinSet::new();
             while let Ok((near, _)) = listener.accept().await {
-                wires.spawn(carry(near, to, seen.clone()));
+                wires.spawn(carry(near, *to.borrow(), seen.clone()));
             }
         });
-        Self { address, weather, _tasks: tasks }
+        Self { address, weather, leads_to, _tasks: tasks }
     }
 
     pub(crate) fn url(&self) -> String {
         format!("redis://{}", self.address)
     }
 
+    /// New connections end at another server.
+    pub(crate) fn leads_to(&self, server: &Server) {
+        self.leads_to.send_replace(server.address);
+    }
+
     pub(crate) fn becomes(&self, weather: Weather) {
         self.weather.send_replace(weather);
+    }
+}
+
+/// TLS in front of a server that has none, with a certificate of `localhost` by an authority of its own.
+#[derive(Debug)]
+pub(crate) struct Tls {
+    pub(crate) port: u16,
+    /// The authority, as PEM.
+    pub(crate) authority: String,
+    _tasks: JoinSet<()>,
+}
+
+impl Tls {
+    pub(crate) async fn before(server: &Server) -> Self {
+        let rcgen::CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+        let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+        let config = config.with_single_cert(vec![cert.der().clone()], key).unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (port, to) = (listener.local_addr().unwrap().port(), server.address);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut wires = JoinSet::new();
+            while let Ok((near, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                wires.spawn(async move {
+                    let mut far = tokio::net::TcpStream::connect(to).await.unwrap();
+                    if let Ok(mut near) = acceptor.accept(near).await {
+                        // Ends when either side does.
+                        let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                    }
+                });
+            }
+        });
+        Self { port, authority: cert.pem(), _tasks: tasks }
     }
 }
 
@@ -167,6 +228,10 @@ async fn carry(near: tokio::net::TcpStream, to: SocketAddr, weather: watch::Rece
         let mut buffer = [0; 16 * 1024];
         while let Ok(length @ 1..) = from_near.read(&mut buffer).await {
             there.wait_for(|weather| *weather != Weather::Parted).await.ok()?;
+            if *there.borrow() == Weather::Cut {
+                // The server hangs up then, and with it we do.
+                return to_far.shutdown().await.ok();
+            }
             to_far.write_all(&buffer[..length]).await.ok()?;
         }
         Some(())
@@ -177,6 +242,9 @@ async fn carry(near: tokio::net::TcpStream, to: SocketAddr, weather: watch::Rece
             count = count.wrapping_add(1);
             if *back.borrow() == Weather::SomeAnswersLate && count % 10 == 0 {
                 tokio::time::sleep(TOO_LATE).await;
+            }
+            if *back.borrow() == Weather::Slow {
+                tokio::time::sleep(Duration::from_secs(1)).await;
             }
             let passes = |weather: &Weather| !matches!(weather, Weather::Parted | Weather::AnswersStuck);
             back.wait_for(passes).await.ok()?;

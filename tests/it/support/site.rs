@@ -5,15 +5,18 @@ use std::fs;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use modelgate::app::{self, Running, Surroundings};
 use modelgate::auth::ApiKeys;
 use modelgate::clock::Clock;
 use modelgate::config::{self, Config, Flags, Purpose, Sources};
+use modelgate::model::Model;
 use secrecy::ExposeSecret;
 use serde_json::Value;
 
+use super::canary::{self, Search};
 use super::fixtures;
 
 /// How often test gateways look at their registry.
@@ -49,13 +52,23 @@ impl Site {
             // Versions of `sum` answer differently, so that tests can tell them apart.
             text.push_str("\n[admission]\nreplay_rows = 0\n");
         }
-        text.push_str(
-            "\n[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\ndrain_delay = \"0s\"\n\
+        if !text.contains("[server]\n") {
+            text.push_str("\n[server]\n");
+        }
+        text = text.replace(
+            "[server]\n",
+            "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\ndrain_delay = \"0s\"\n\
              max_connections_per_address = 4096\n",
         );
         fs::create_dir_all(folder.path().join("registry")).unwrap();
         // The program that runs is the one with the tests, which tries no models.
         Self { folder, text, keys: BTreeMap::new(), poll: POLL, probe_program: env!("CARGO_BIN_EXE_modelgate").into() }
+    }
+
+    /// Edits the configuration, which the next start reads.
+    pub(crate) fn change(&mut self, from: &str, to: &str) {
+        assert!(self.text.contains(from), "the configuration has no `{from}`");
+        self.text = self.text.replace(from, to);
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -84,9 +97,25 @@ impl Site {
         self.register_files(model, version, &fixtures::folder(fixture), change);
     }
 
+    /// Changes the configuration for the next start.
+    pub(crate) fn reword(&mut self, from: &str, to: &str) {
+        assert!(self.text.contains(from), "no {from:?} in the configuration");
+        self.text = self.text.replace(from, to);
+    }
+
     /// Has versions tried by another program than the gateway's own.
     pub(crate) fn set_probe_program(&mut self, program: PathBuf) {
         self.probe_program = program;
+    }
+
+    /// Notes in the file `tries` each time a version is tried in a process of its own.
+    pub(crate) fn count_tries(&mut self, tries: &Path) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let program = self.folder().join("counting");
+        let real = env!("CARGO_BIN_EXE_modelgate");
+        fs::write(&program, format!("#!/bin/sh\necho try >> {}\nexec {real} probe\n", tries.display())).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        self.set_probe_program(program);
     }
 
     fn register_files(&self, model: &str, version: u64, from: &Path, change: impl FnOnce(&Path)) {
@@ -140,18 +169,37 @@ impl Site {
         let keys = ApiKeys::open(auth, &mut getrandom::fill).unwrap();
         let (_, secret) = keys.create(plan, plan, None, Clock::system().now(), &mut getrandom::fill).unwrap();
         let key = secret.expose_secret().to_owned();
+        canary::note(&key);
         self.keys.insert(plan.to_owned(), key.clone());
         key
     }
 
     /// Starts a gateway here, and returns once it listens.
     pub(crate) async fn start(&mut self, plan: &str) -> Gate {
+        self.start_by(plan, Clock::system()).await
+    }
+
+    /// The same, by another clock.
+    pub(crate) async fn start_by(&mut self, plan: &str, clock: Clock) -> Gate {
         let key = self.key(plan);
-        let surroundings = Surroundings { clock: Clock::system(), seed: 7 };
+        let surroundings = Surroundings { clock, seed: 7 };
         let running =
             Box::pin(app::start(self.config(), surroundings)).await.unwrap_or_else(|error| panic!("{error:#}"));
         let http = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
         Gate { data: running.data, admin: running.admin, key, http, running }
+    }
+}
+
+/// Whatever a test was about: no key of its callers is in what its gateways left.
+impl Drop for Site {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let search = Search::new(self.keys.values().map(String::as_str));
+        for folder in ["data", "samples"] {
+            assert_eq!(search.find_below(&self.folder().join(folder)), Vec::<String>::new(), "keys in clear");
+        }
     }
 }
 
@@ -177,7 +225,9 @@ impl Answer {
     pub(crate) async fn of(response: reqwest::Response) -> Self {
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let bytes = response.bytes().await.unwrap();
-        Self { status, headers, body: serde_json::from_slice(&bytes).unwrap_or(Value::Null) }
+        let body: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        assert_ne!(body["code"], "internal", "no request makes the gateway fail: {body}");
+        Self { status, headers, body }
     }
 
     pub(crate) fn header(&self, name: &str) -> &str {
@@ -223,6 +273,11 @@ impl Gate {
     pub(crate) async fn status(&self, model: &str) -> Value {
         let page = self.get(self.admin, "/admin/models").await.body;
         page["models"].as_array().unwrap().iter().find(|entry| entry["name"] == model).unwrap().clone()
+    }
+
+    /// The version that serves.
+    pub(crate) fn model(&self, name: &str) -> Arc<Model> {
+        self.running.models().get(name).unwrap()
     }
 
     /// Waits until `model` is served in `version`.
