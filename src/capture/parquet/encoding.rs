@@ -1,7 +1,8 @@
 //! How a column's values are written before they are compressed: what makes a file small.
 //!
 //! A dictionary is best where values come again. Where they hardly do it costs a number for each row beside the value, a
-//! seventh of the whole file for a table of prices and shares.
+//! seventh of the whole file for a table of prices and shares. Only encodings are taken that Athena and Spark read, which is
+//! why numbers are not split into streams of bytes.
 
 use std::collections::HashSet;
 
@@ -25,16 +26,14 @@ pub(super) fn of(source: Source, contents: &Contents) -> Option<Encoding> {
         Source::Feature(index, kind) => {
             hardly_repeats(contents, |line| bits(line.row.cells.get(index)?)).then(|| encoding_of(kind))
         }
-        Source::Prediction(ValueKind::Number) | Source::Score | Source::Probability(_) => {
-            Some(Encoding::BYTE_STREAM_SPLIT)
-        }
+        Source::Prediction(ValueKind::Number) | Source::Score | Source::Probability(_) => Some(Encoding::PLAIN),
         Source::Row
         | Source::ModelName
         | Source::ModelVersion
         | Source::ModelDigest
         | Source::KeyId
         | Source::Label
-        | Source::Prediction(ValueKind::Integer | ValueKind::Text) => None,
+        | Source::Prediction(ValueKind::Integer | ValueKind::Text | ValueKind::Nothing) => None,
     }
 }
 
