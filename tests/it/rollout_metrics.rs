@@ -5,8 +5,8 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use modelgate::metrics::cloudwatch::{Config, Flusher, Mode};
-use modelgate::metrics::{self, Metrics, VersionEvent};
+use modelgate::metrics::cloudwatch::Config;
+use modelgate::metrics::{self, Flusher, Metrics, Mode, VersionEvent};
 use serde_json::json;
 
 use crate::support::cloudwatch::CloudWatch;
@@ -76,7 +76,7 @@ async fn what_happens_to_versions_reaches_cloudwatch() {
     let thousand = NonZeroUsize::new(1000).unwrap();
     let metrics = Metrics::new(metrics::Config { max_series: thousand, max_categories: thousand });
     let config = Config { namespace: "ModelGate".into(), interval: Duration::from_mins(1), mode: Mode::Full };
-    let mut flusher = Flusher::new(metrics.clone(), cloudwatch.client(), config);
+    let mut flusher = Flusher::to_cloudwatch(metrics.clone(), cloudwatch.client(), config, now);
     let name = "sum".parse().unwrap();
     for event in [VersionEvent::Refused, VersionEvent::RolledBack, VersionEvent::Refused] {
         metrics.version_event(&name, event);
