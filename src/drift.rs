@@ -13,7 +13,6 @@ use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 
-use self::axis::Axis;
 use self::baseline::{Baseline, BaselineError, Subject};
 use self::builder::Builder;
 use self::learner::Learner;
@@ -41,7 +40,8 @@ mod window;
 pub struct Config {
     /// How far back a window looks.
     pub window: Duration,
-    /// The PSI from which a feature has drifted, unless chance alone would make more.
+    /// The PSI from which a feature has drifted, unless chance alone would make more; and the measure of how much one
+    /// category must grow.
     pub threshold: f64,
     /// Below so many rows there is no verdict.
     pub min_rows: u64,
