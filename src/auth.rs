@@ -238,7 +238,9 @@ pub enum StoreError {
     #[error("the date {0} is past: give one to come")]
     PinIsPast(Timestamp),
     /// Every version that callers stay on takes memory.
-    #[error("no more than {room} versions of `{model}` are held for callers who stay (engine.max_held), and these are: {held}")]
+    #[error(
+        "no more than {room} versions of `{model}` are held for callers who stay (engine.max_held), and these are: {held}"
+    )]
     NoRoomForPin {
         /// The model.
         model: String,

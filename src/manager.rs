@@ -551,8 +551,7 @@ impl Manager {
         let name = &followed.config.name;
         warn!(model.name = %name, model.version = %found.version, "refused `{name}` version {}: {reason}", found.version);
         let rules = followed.rules.to_string();
-        let refusal =
-            Refusal { mark: Mark::of(found), digest: digest.clone(), why: reason.clone(), rules, beside };
+        let refusal = Refusal { mark: Mark::of(found), digest: digest.clone(), why: reason.clone(), rules, beside };
         followed.stance.refuse(refusal);
         self.settle(index).await;
         let event = Event { digest, ..self.event(Kind::Refused, found.version, "admission".to_owned(), reason) };
@@ -807,7 +806,8 @@ impl Followed {
     /// operator may have chosen otherwise meanwhile, and the registry may want again what serves.
     fn still_wants(&self, found: &Found) -> bool {
         let pinned_to_another = self.stance.pin.is_some_and(|pin| pin != found.version.0);
-        let serves = |wanted: &Found| self.serving.as_ref().is_some_and(|serving| policy::is_same(&serving.found, wanted));
+        let serves =
+            |wanted: &Found| self.serving.as_ref().is_some_and(|serving| policy::is_same(&serving.found, wanted));
         let taken_back = self.wanted.as_ref().is_some_and(|wanted| serves(wanted) && !policy::is_same(wanted, found));
         !(pinned_to_another || taken_back || self.wish.is_some() || self.keeps_out(found))
     }
@@ -848,7 +848,9 @@ impl Followed {
         let refused = self.wanted.as_ref().and_then(|wanted| self.refusal_of(wanted));
         match (refused, &self.failed, barred) {
             (_, _, Some(barred)) => Some(format!("version {} was rolled back: {}", barred.mark.version(), barred.why)),
-            (Some(refusal), _, None) => Some(format!("version {} was refused: {}", refusal.mark.version(), refusal.why)),
+            (Some(refusal), _, None) => {
+                Some(format!("version {} was refused: {}", refusal.mark.version(), refusal.why))
+            }
             (None, Some(failed), None) => Some(format!(
                 "version {} cannot be fetched or tried, {} attempts so far",
                 failed.found.version, failed.attempts

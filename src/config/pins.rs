@@ -46,7 +46,9 @@ pub(super) fn read(
 }
 
 fn pin(value: &Value) -> Parsed<Pin> {
-    let wrong = || Wrong::expected("a pin, such as { model = \"credit-score\", select = \"version:3\", until = \"2027-01-31\" }");
+    let wrong = || {
+        Wrong::expected("a pin, such as { model = \"credit-score\", select = \"version:3\", until = \"2027-01-31\" }")
+    };
     let Value::Table(table) = value else { return Err(wrong()) };
     if table.len() != 3 {
         return Err(wrong());
@@ -61,12 +63,7 @@ fn pin(value: &Value) -> Parsed<Pin> {
 }
 
 /// The text at `key`, read; `None` where there is no such key.
-fn member<T>(
-    table: &Table,
-    key: &str,
-    expected: &str,
-    parse: impl Fn(&str) -> Option<T>,
-) -> Option<Parsed<T>> {
+fn member<T>(table: &Table, key: &str, expected: &str, parse: impl Fn(&str) -> Option<T>) -> Option<Parsed<T>> {
     let node = table.get(key)?;
     let written = match &node.value {
         Value::Datetime(text) => text_as(expected, parse)(&Value::Text(text.clone())),

@@ -399,7 +399,8 @@ fn pin_to(text: &str) -> Result<PinTo, String> {
 }
 
 fn until(text: &str) -> Result<Timestamp, String> {
-    auth::moment(text).ok_or_else(|| "expected a day such as 2027-01-31, or a moment such as 2027-01-31T12:00:00Z".to_owned())
+    auth::moment(text)
+        .ok_or_else(|| "expected a day such as 2027-01-31, or a moment such as 2027-01-31T12:00:00Z".to_owned())
 }
 
 fn scopes_text(scopes: &Scopes) -> String {

@@ -122,8 +122,7 @@ impl Manager {
 
     fn seat_those(&mut self, index: usize, asked: &[Target]) {
         let followed = &mut self.models[index];
-        let (stay, go): (Vec<_>, Vec<_>) =
-            followed.held.drain(..).partition(|held| asked.contains(&held.target));
+        let (stay, go): (Vec<_>, Vec<_>) = followed.held.drain(..).partition(|held| asked.contains(&held.target));
         followed.held = stay;
         for target in asked {
             if followed.seat(target).is_some() {

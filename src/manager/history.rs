@@ -167,7 +167,8 @@ impl Stance {
     /// Lets `found` in again.
     pub(super) fn pardon(&mut self, found: &Found, digest: Option<&str>) {
         self.barred.retain(|barred| !barred.mark.is(found) && Some(barred.digest.as_str()) != digest);
-        self.refused.retain(|refusal| !refusal.mark.is(found) && (digest.is_none() || refusal.digest.as_deref() != digest));
+        self.refused
+            .retain(|refusal| !refusal.mark.is(found) && (digest.is_none() || refusal.digest.as_deref() != digest));
     }
 }
 

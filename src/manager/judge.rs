@@ -218,8 +218,10 @@ mod tests {
 
     #[test]
     fn a_watched_version_is_compared_with_the_one_before_it() {
-        let taking =
-            |requests: u64, millis: u64| Counts { time: Duration::from_millis(requests * millis), ..counts(requests, 0, 0) };
+        let taking = |requests: u64, millis: u64| Counts {
+            time: Duration::from_millis(requests * millis),
+            ..counts(requests, 0, 0)
+        };
         let watched = |millis, before| View { before: Some(before), ..view(taking(100, millis), None) };
         let slow = verdict(&watched(9, taking(13, 4)));
         assert!(matches!(slow, Verdict::Fail(Breach::Latency(ratio, _)) if (ratio - 2.25).abs() < 1e-6), "{slow:?}");

@@ -99,7 +99,8 @@ impl Manager {
     /// Watches what has just come to serve, if there is a way back.
     pub(super) fn watch(&mut self, index: usize) {
         let followed = &mut self.models[index];
-        let Some(previous) = followed.previous.as_ref().filter(|_| followed.config.rollout.watch > Duration::ZERO) else {
+        let Some(previous) = followed.previous.as_ref().filter(|_| followed.config.rollout.watch > Duration::ZERO)
+        else {
             return;
         };
         let before = followed.takes_the_same_rows(previous).then(|| Arc::clone(&previous.model));

@@ -139,7 +139,7 @@ async fn put_to(artifacts: &[Artifact], may_be_good: bool) -> Outcomes {
     let mut site = Site::new(
         "[plans.open]\n[[model]]\nname = \"sum\"\nselect = \"alias:champion\"\n\
          [[model]]\nname = \"victim\"\nselect = \"alias:champion\"\n\
-         [registry]\nuri = \"file:{folder}/registry\"\npoll_interval = \"1h\"\n\
+         [registry]\nuri = \"file:{folder}/registry\"\npoll_interval = \"5s\"\n\
          [admission]\nreplay_rows = 0\nsignature_change = \"allow\"\nmax_load_cpu = \"5s\"\n",
     );
     site.register_sum("sum", 1, 1000.0);
@@ -156,7 +156,7 @@ async fn put_to(artifacts: &[Artifact], may_be_good: bool) -> Outcomes {
     );
     let http = reqwest::Client::new();
     binary.ready(&http).await;
-    let callers = Callers::start(binary.data, &key, 2).await;
+    let callers = Callers::start(binary.data, &key, 2, Duration::ZERO).await;
     let before = settled(binary.id()).await;
 
     let mut outcomes = Outcomes::default();

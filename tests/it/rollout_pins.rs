@@ -105,7 +105,10 @@ async fn whoever_stays_on_an_alias_follows_it_through_admission() {
     assert_eq!(version_for(&gate, &gate.key).await, 4);
     // An alias that is gone says nothing.
     site.promote("sum", 4);
-    gate.says("sum", "silence", |status| status["held"][0]["trouble"].as_str().is_some_and(|text| text.contains("stable"))).await;
+    gate.says("sum", "silence", |status| {
+        status["held"][0]["trouble"].as_str().is_some_and(|text| text.contains("stable"))
+    })
+    .await;
     assert_eq!(version_for(&gate, &held).await, 2);
     gate.stop().await;
 }

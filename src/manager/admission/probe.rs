@@ -222,7 +222,9 @@ fn attempt(request: Request) -> Said {
 }
 
 /// What came of `work` on a thread with a deep stack, or that it panicked, or that there is no such thread.
-fn on_deep_stack<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> std::io::Result<std::thread::Result<T>> {
+fn on_deep_stack<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<std::thread::Result<T>> {
     Ok(task::thread("model-loader", STACK_BYTES, work)?.join())
 }
 

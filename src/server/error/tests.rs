@@ -43,7 +43,10 @@ fn samples() -> Vec<(&'static str, ApiError)> {
         ("panic", ApiError::panicked(&"index out of bounds in /src/secret.rs")),
         ("model unknown", ApiError::not_served(&NotServed::Unknown, poll)),
         ("model not ready", ApiError::not_served(&NotServed::NotReady, poll)),
-        ("version not held", ApiError::not_served(&NotServed::NotHeld(crate::model::Target::Alias("stable".into())), poll)),
+        (
+            "version not held",
+            ApiError::not_served(&NotServed::NotHeld(crate::model::Target::Alias("stable".into())), poll),
+        ),
         ("model ambiguous", ApiError::not_served(&NotServed::Ambiguous, poll)),
         ("key missing", AuthError::Missing.into()),
         ("key unknown", AuthError::Unknown.into()),
