@@ -1,5 +1,6 @@
 //! Broken and hostile artifacts, one after the other, put to a gateway that serves: each is refused with its rule, the
 //! process stays, and whoever asks a neighbouring model notices nothing.
+#![expect(clippy::print_stdout, reason = "what was counted is a part of the verdict")]
 
 use std::fs;
 use std::path::Path;
@@ -154,7 +155,7 @@ async fn put_to(artifacts: &[Artifact], may_be_good: bool) -> Outcomes {
         &site.folder().join("modelgate.toml"),
         &[("RUST_LOG", "modelgate::server=info,modelgate::app=info")],
     );
-    let http = reqwest::Client::new();
+    let http = reqwest::Client::builder().build().unwrap();
     binary.ready(&http).await;
     let callers = Callers::start(binary.data, &key, 2, Duration::ZERO).await;
     let before = settled(binary.id()).await;

@@ -1,5 +1,6 @@
 //! Swaps under load: no request fails, no answer mixes versions, what is reported to serve does serve, and what was
 //! replaced leaves memory. The gateway is a process of its own; the callers know the answers by heart.
+#![expect(clippy::print_stdout, reason = "what was counted is a part of the verdict")]
 
 use std::fs;
 use std::path::PathBuf;
@@ -34,7 +35,7 @@ fn site(probe: bool, slots: usize) -> (Site, PathBuf) {
 async fn start(site: &mut Site, file: &std::path::Path) -> (Binary, String) {
     let key = site.key("open");
     let binary = Binary::serve_with(file, &[("RUST_LOG", "warn,modelgate::server=info,modelgate::app=info")]);
-    binary.ready(&reqwest::Client::new()).await;
+    binary.ready(&reqwest::Client::builder().build().unwrap()).await;
     (binary, key)
 }
 
@@ -70,7 +71,7 @@ async fn check_swaps(run: Run) {
     site.register_sum("sum", 1, base(1));
     site.promote("sum", 1);
     let (binary, key) = start(&mut site, &file).await;
-    let http = reqwest::Client::new();
+    let http = reqwest::Client::builder().build().unwrap();
 
     let begun = Instant::now();
     let callers = Callers::start(binary.data, &key, run.callers, run.pause).await;
@@ -192,7 +193,7 @@ async fn check_memory(run: Reloads<'_>) {
     }
     site.promote("sum", 1);
     let (binary, key) = start(&mut site, &file).await;
-    let http = reqwest::Client::new();
+    let http = reqwest::Client::builder().build().unwrap();
     let callers = Callers::start(binary.data, &key, 1, Duration::ZERO).await;
     let (mut looks, mut highest) = (Vec::new(), 0);
     for swap in 1..=run.swaps {
