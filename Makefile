@@ -36,6 +36,7 @@ check: lib/libonnxruntime ## format, lints, licences and advisories
 
 bench: lib/libonnxruntime ## the figures of BENCHMARKS.md, measured side by side
 	$(CARGO) bench --locked --bench request
+	$(CARGO) bench --locked --bench swap
 
 acceptance: lib/libonnxruntime ## the main job on real data: make acceptance DATA=folder
 	test -d .venv/acceptance || $(PYTHON) -m venv .venv/acceptance

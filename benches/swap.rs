@@ -90,6 +90,12 @@ fn beside_a_load(site: &Site, gateway: &Gateway) {
     let each: Vec<Duration> = loads.iter().map(|load| percentile(around(load), 0.99)).collect();
     let together = percentile(loads.iter().flat_map(around), 0.99);
     let took = percentile(loads.iter().map(|(from, to)| *to - *from), 0.5);
+    // Requests that wait for the one before them on their connection mean that the machine does not keep up.
+    if steady > PAUSE / 100 {
+        println!(
+            "INVALID: p99 without a promotion is {steady:.2?}; the machine is too busy for half of its capacity\n"
+        );
+    }
     println!(
         "{LOADS} promotions of 1 MB, one every {} s, under {rate:.0} requests/s of {capacity:.0}\n",
         PAUSE.as_secs()
@@ -246,6 +252,8 @@ replay_rows = 0
 [[model]]
 name = "sum"
 select = "version:1"
+[model.rollout]
+watch = "0s"
 "#;
 
 impl Site {

@@ -1,5 +1,6 @@
 //! Broken and hostile artifacts, one after the other, put to a gateway that serves: each is refused with its rule, the
 //! process stays, and whoever asks a neighbouring model notices nothing.
+#![expect(clippy::print_stdout, reason = "what was counted is a part of the verdict")]
 
 use std::fs;
 use std::path::Path;
@@ -139,7 +140,7 @@ async fn put_to(artifacts: &[Artifact], may_be_good: bool) -> Outcomes {
     let mut site = Site::new(
         "[plans.open]\n[[model]]\nname = \"sum\"\nselect = \"alias:champion\"\n\
          [[model]]\nname = \"victim\"\nselect = \"alias:champion\"\n\
-         [registry]\nuri = \"file:{folder}/registry\"\npoll_interval = \"1h\"\n\
+         [registry]\nuri = \"file:{folder}/registry\"\npoll_interval = \"5s\"\n\
          [admission]\nreplay_rows = 0\nsignature_change = \"allow\"\nmax_load_cpu = \"5s\"\n",
     );
     site.register_sum("sum", 1, 1000.0);
@@ -154,9 +155,9 @@ async fn put_to(artifacts: &[Artifact], may_be_good: bool) -> Outcomes {
         &site.folder().join("modelgate.toml"),
         &[("RUST_LOG", "modelgate::server=info,modelgate::app=info")],
     );
-    let http = reqwest::Client::new();
+    let http = reqwest::Client::builder().build().unwrap();
     binary.ready(&http).await;
-    let callers = Callers::start(binary.data, &key, 2).await;
+    let callers = Callers::start(binary.data, &key, 2, Duration::ZERO).await;
     let before = settled(binary.id()).await;
 
     let mut outcomes = Outcomes::default();

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -107,13 +108,13 @@ pub(crate) struct Callers {
 }
 
 impl Callers {
-    /// So many callers of the model `sum`, every second one on HTTP/2, each as fast as it is answered.
-    pub(crate) async fn start(address: SocketAddr, key: &str, count: u64) -> Self {
+    /// So many callers of the model `sum`, every second one on HTTP/2. Each asks again `pause` after it was answered.
+    pub(crate) async fn start(address: SocketAddr, key: &str, count: u64, pause: Duration) -> Self {
         let watch = Arc::new(Watch::default());
         let mut tasks = JoinSet::new();
         for number in 0..count {
             let connection = Connection::open(address, number % 2 == 1).await;
-            tasks.spawn(call(connection, key.to_owned(), number, Arc::clone(&watch)));
+            tasks.spawn(call(connection, key.to_owned(), number, pause, Arc::clone(&watch)));
         }
         Self { watch, tasks }
     }
@@ -140,7 +141,13 @@ impl Callers {
     }
 }
 
-async fn call(mut connection: Connection, key: String, number: u64, watch: Arc<Watch>) -> Result<Seen, String> {
+async fn call(
+    mut connection: Connection,
+    key: String,
+    number: u64,
+    pause: Duration,
+    watch: Arc<Watch>,
+) -> Result<Seen, String> {
     let mut random = fastrand::Rng::with_seed(number);
     let (mut seen, mut latest) = (Seen::default(), 0);
     while !watch.is_over.load(Ordering::SeqCst) {
@@ -161,6 +168,9 @@ async fn call(mut connection: Connection, key: String, number: u64, watch: Arc<W
         latest = version;
         seen.requests += 1;
         seen.rows += rows.len() as u64;
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
     }
     Ok(seen)
 }
@@ -203,6 +213,7 @@ pub(crate) fn check(answer: &Response<Bytes>, rows: &[[u32; 3]]) -> Result<(u64,
         (None, Some(predictions)) => predictions.iter().map(|row| row.prediction).collect(),
         _ => return Err(text()),
     };
+    #[expect(clippy::cast_precision_loss, reason = "answers stay below sixteen million")]
     let right = |row: &[u32; 3]| (1000 * version + row.iter().map(|value| u64::from(*value)).sum::<u64>()) as f64;
     let expected: Vec<f64> = rows.iter().map(right).collect();
     if found == expected { Ok((version, digest)) } else { Err(format!("{} where {expected:?} is right", text())) }

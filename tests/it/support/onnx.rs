@@ -125,7 +125,10 @@ fn forest(trees: usize, depth: u32) -> Vec<u8> {
         integers("nodes_featureids", &mut all().map(|(_, node)| node % 3)),
         integers("nodes_truenodeids", &mut child(1)),
         integers("nodes_falsenodeids", &mut child(2)),
-        attribute_floats("nodes_values", all().map(|(tree, node)| ((tree * 7 + node * 13) % 100) as f32)),
+        attribute_floats(
+            "nodes_values",
+            all().map(|(tree, node)| f32::from(i8::try_from((tree * 7 + node * 13) % 100).unwrap())),
+        ),
         attribute("nodes_modes", 8, &modes),
         integers("target_treeids", &mut leaves().map(|(tree, _)| tree)),
         integers("target_nodeids", &mut leaves().map(|(_, node)| node)),
