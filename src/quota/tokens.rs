@@ -106,17 +106,10 @@ impl Tokens {
         nanoseconds(self.opened.elapsed())
     }
 
-    /// The same for one who has waited for an answer: there is nothing more to ask.
-    pub(super) fn take_given(&self) -> bool {
-        let mut ours = self.ours.lock();
-        let is_there = ours.held > 0;
-        ours.held -= u64::from(is_there);
-        is_there
-    }
-
     /// Whether to ask for more before the last is used. Says so once until there is an answer.
     pub(super) fn should_top_up(&self, occasion: Occasion) -> bool {
-        let low = self.lease / 4;
+        // Lower than a quota's, so that who has both asks for both when the quota's lease is low.
+        let low = (self.lease / 20).max(1);
         let mut ours = self.ours.lock();
         let enough = match occasion {
             Occasion::Low => low,
@@ -133,14 +126,18 @@ impl Tokens {
         waiting.max(self.lease.saturating_sub(self.ours.lock().held))
     }
 
-    /// Books an answer to what was asked at `sent`: so many tokens, and how long after it the store's bucket is full.
-    pub(super) fn receive(&self, granted: u64, sent: Instant, full_in: Duration) {
+    /// Books an answer to what was asked at `sent`: so many tokens, and how long after it the store's bucket is full. Says
+    /// how many of those who `waited` have one: they come before anybody who asks from now on.
+    pub(super) fn receive(&self, granted: u64, waited: u64, sent: Instant, full_in: Duration) -> u64 {
         // The store looked at its clock after we sent, so its bucket is not full before this.
         let full_at = sent.saturating_duration_since(self.opened) + full_in;
         self.theirs.set_full_at(nanoseconds(full_at));
         let mut ours = self.ours.lock();
-        ours.held = ours.held.saturating_add(granted);
+        let all = ours.held.saturating_add(granted);
+        let served = all.min(waited);
+        ours.held = all - served;
         ours.topping_up = false;
+        served
     }
 
     /// The store did not answer; the next request may ask again. What it has given us all the same is lost.

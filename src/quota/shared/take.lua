@@ -3,8 +3,8 @@
 local function take(full_at, now, interval, depth, want)
     -- A clock that was set back leaves an empty bucket at worst, not one that stays empty until the wrong time comes.
     full_at = math.min(math.max(full_at, now), now + depth)
-    -- The rounding of such numbers is far below a thousandth of a token.
-    local there = math.floor((now + depth - full_at) / interval + 0.001)
+    -- The rounding of such numbers is far below a millionth of a token.
+    local there = math.floor((now + depth - full_at) / interval + 1e-6)
     local granted = math.min(want, there)
     return granted, full_at + granted * interval
 end

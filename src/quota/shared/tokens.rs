@@ -101,9 +101,10 @@ impl Visit {
 
     /// Books what was given and answers. A token whose asker has gone stays here.
     pub(super) fn serve(self, Given { granted, sent, full_in }: Given) {
-        self.tokens.receive(granted, sent, full_in);
+        let mut served = self.tokens.receive(granted, self.waiting.len() as u64, sent, full_in);
         for reply in self.waiting {
-            let is_taken = self.tokens.take_given();
+            let is_taken = served > 0;
+            served = served.saturating_sub(1);
             if reply.send(Ok(is_taken)).is_err() && is_taken {
                 self.tokens.put_back();
             }

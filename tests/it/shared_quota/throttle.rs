@@ -119,6 +119,14 @@ async fn a_plan_with_a_throttle_alone_is_shared_too() {
     assert_eq!(bench.rush(&gateways, 120).await, 30);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nobody_who_waited_is_refused_because_somebody_else_was_quicker() {
+    let server = Server::start();
+    let bench = Bench::exact(&server.url(), 1).throttled(STILL, 100_000);
+    let gateways = [bench.gateway().await];
+    assert_eq!(bench.hammer(&gateways, 64, 50, |_| 1).await, 64 * 50);
+}
+
 #[tokio::test]
 async fn a_request_asks_for_its_token_and_its_rows_in_one_round_trip() {
     let server = Server::start();
@@ -295,7 +303,7 @@ fn taken_by_a_plain_bucket(throttle: Throttle, steps: &[(u64, u64)]) -> Vec<u64>
     let mut level = f64::from(throttle.burst);
     let take = |&(gap, want): &(u64, u64)| {
         level = (level + throttle.rate * gap as f64 / 1e6).min(f64::from(throttle.burst));
-        let granted = ((level + 0.001).floor()).min(want as f64);
+        let granted = ((level + 1e-6).floor()).min(want as f64);
         level -= granted;
         granted as u64
     };

@@ -23,6 +23,8 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     arguments: Vec<String>,
     child: Option<Child>,
+    /// Where a replica keeps what it was sent.
+    _folder: tempfile::TempDir,
 }
 
 impl Server {
@@ -32,12 +34,14 @@ impl Server {
 
     /// The same, with more on its command line.
     pub(crate) fn start_with(arguments: &[&str]) -> Self {
-        let arguments: Vec<_> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        let folder = tempfile::tempdir().unwrap();
+        let mut arguments: Vec<_> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        arguments.extend(["--dir".to_owned(), folder.path().display().to_string()]);
         // The port is free now; should another process be quicker, the next one is tried.
         for _ in 0..10 {
             let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
             if let Some(child) = launch(address, &arguments) {
-                return Self { address, arguments, child: Some(child) };
+                return Self { address, arguments, child: Some(child), _folder: folder };
             }
         }
         panic!("redis-server does not start");
