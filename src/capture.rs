@@ -19,13 +19,15 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::task::{JoinError, spawn_blocking};
 
+use self::failed::Recorder;
 use self::protect::{Policy, Random, Secret};
 use self::queue::Queue;
 use self::spool::Spool;
 use self::upload::Uploader;
 use crate::model::{Features, Identity, Inputs, ModelName, Outputs};
 
-mod csv;
+pub(crate) mod csv;
+mod failed;
 mod jsonl;
 mod manifest;
 pub mod parquet;
@@ -36,6 +38,8 @@ pub mod sink;
 pub mod spool;
 pub mod stored;
 mod upload;
+
+pub use self::failed::Failure;
 
 /// What is kept, and where.
 #[derive(Clone, Debug)]
@@ -48,6 +52,8 @@ pub struct Config {
     pub rate: SamplingRate,
     /// The same for single models, in place of `rate`.
     pub rates: BTreeMap<ModelName, SamplingRate>,
+    /// Whether requests that failed are kept too, in samples of their own.
+    pub failed: bool,
     /// A segment is closed at this many rows…
     pub flush_rows: NonZeroU32,
     /// …or at this age.
@@ -95,7 +101,7 @@ impl SamplingRate {
     }
 }
 
-/// One request and its answer.
+/// One request and its answer; without any prediction, one that failed.
 #[derive(Clone, Debug)]
 pub struct Record {
     /// The id the caller was given.
@@ -118,7 +124,10 @@ impl Record {
     /// How many rows have been asked and answered.
     #[must_use]
     pub fn rows(&self) -> usize {
-        self.inputs.rows().min(self.outputs.predictions().len())
+        match self.outputs.predictions().len() {
+            0 => self.inputs.rows(),
+            answered => self.inputs.rows().min(answered),
+        }
     }
 }
 
@@ -145,11 +154,15 @@ pub struct Capture(Option<Arc<Door>>);
 
 /// What the clones of a [`Capture`] share.
 #[derive(Debug)]
-struct Door(Arc<Queue>);
+struct Door {
+    queue: Arc<Queue>,
+    /// There where failures are kept.
+    failures: Option<Recorder>,
+}
 
 impl Drop for Door {
     fn drop(&mut self) {
-        self.0.end();
+        self.queue.end();
     }
 }
 
@@ -216,13 +229,14 @@ pub enum OpenError {
 pub fn open(config: Config, sink: sink::Sink, random: Random<'_>, seed: u64) -> Result<(Capture, Writer), OpenError> {
     let mut seeds = fastrand::Rng::with_seed(seed);
     let secret = secret(&config, random)?;
+    let failures = config.failed.then(|| Recorder::new(config.protect.clone(), secret.clone()));
     let spool = Spool::open(&config, secret, seeds.u64(..));
     let spool = spool.map_err(|source| OpenError::Spool { path: config.spool, source })?;
     let spool = Arc::new(Mutex::new(spool));
     let queue = Arc::new(Queue::new(config.rate, config.rates, seeds.u64(..)));
     let spooler = Spooler { queue: Arc::clone(&queue), spool: Arc::clone(&spool) };
     let uploader = Uploader::new(sink, config.format, spool, Arc::clone(&queue), seeds.u64(..));
-    Ok((Capture(Some(Arc::new(Door(queue)))), Writer { spooler, uploader }))
+    Ok((Capture(Some(Arc::new(Door { queue, failures }))), Writer { spooler, uploader }))
 }
 
 /// The secret, where a feature is hashed.
@@ -244,15 +258,22 @@ impl Capture {
     /// Offers a request of `rows` rows that `model` answered; `record` is built only if the sampler chose it and there
     /// is room.
     pub fn offer(&self, model: &ModelName, rows: usize, record: impl FnOnce() -> Record) {
-        if let Some(Door(queue)) = self.0.as_deref() {
+        if let Some(Door { queue, .. }) = self.0.as_deref() {
             queue.offer(model, rows, record);
+        }
+    }
+
+    /// Offers a request that failed. It counts as one row, whatever it asked for.
+    pub fn offer_failed<'a>(&self, model: &ModelName, failure: impl FnOnce() -> Failure<'a>) {
+        if let Some(Door { queue, failures: Some(recorder) }) = self.0.as_deref() {
+            queue.offer(model, 1, || recorder.record(&failure()));
         }
     }
 
     /// The counts so far.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        self.0.as_deref().map(|Door(queue)| queue.tally.counts()).unwrap_or_default()
+        self.0.as_deref().map(|door| door.queue.tally.counts()).unwrap_or_default()
     }
 }
 

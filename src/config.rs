@@ -212,12 +212,14 @@ fn file(path: &Path) -> Result<Table, Vec<Mistake>> {
 }
 
 /// Variables other programs know, and the keys they set. Unset and empty are the same, as these programs have it.
-const STANDARD_VARIABLES: [(&str, &[&str]); 7] = [
+const STANDARD_VARIABLES: [(&str, &[&str]); 9] = [
     ("MLFLOW_TRACKING_URI", &["registry", "uri"]),
     ("MLFLOW_TRACKING_USERNAME", &["registry", "username"]),
     ("MLFLOW_TRACKING_PASSWORD", &["registry", "password"]),
     ("MLFLOW_TRACKING_TOKEN", &["registry", "token"]),
     ("MLFLOW_WORKSPACE", &["registry", "workspace"]),
+    ("MLFLOW_TRACKING_SERVER_CERT_PATH", &["registry", "ca_file"]),
+    ("MLFLOW_S3_ENDPOINT_URL", &["registry", "s3_endpoint"]),
     ("ORT_DYLIB_PATH", &["onnxruntime"]),
     ("RUST_LOG", &["telemetry", "log_filter"]),
 ];

@@ -493,7 +493,9 @@ fn keep(
             let rows: usize = answers.iter().map(|answered| answered.outputs.predictions().len()).sum();
             queue.dropped.fetch_add(rows as u64, Ordering::Relaxed);
             // Whoever does not wait any more needs no answer.
-            waiting.into_iter().for_each(|waiting| _ = waiting.send(Err(NotTaken::Disk)));
+            for waiting in waiting {
+                _ = waiting.send(Err(NotTaken::Disk));
+            }
             return Err(error.to_string());
         }
     };
@@ -501,7 +503,9 @@ fn keep(
     for (kept, waiting) in step.kept.into_iter().zip(waiting) {
         let answer = match kept {
             Kept::All(outcomes) => {
-                outcomes.iter().for_each(|outcome| tallied.note(outcome));
+                for outcome in &outcomes {
+                    tallied.note(outcome);
+                }
                 Ok(outcomes)
             }
             Kept::NoRoom => Err(NotTaken::NoRoom),

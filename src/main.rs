@@ -23,7 +23,8 @@ mod keys;
 /// `EX_CONFIG` of sysexits.h.
 const CONFIG_ERROR: u8 = 78;
 
-/// What `replay` exits with when the answers differ.
+/// What `replay` exits with when the answers differ, and `verify` when the version is not fit: both have done their work,
+/// and found what a script should tell from a failure of its own.
 const DIFFERENT: u8 = 3;
 
 const EXAMPLES: &str = "\
@@ -333,7 +334,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             silence_runtime()?;
             let (text, good) = app::verify(gateway.sources_for(Purpose::Keys), &version, json)?;
             print(&text)?;
-            anyhow::ensure!(good, "the version is not fit to serve");
+            anyhow::ensure!(good, NotFit);
             Ok(())
         }
         Command::Doctor(gateway) => {
@@ -378,6 +379,11 @@ const ANSWER_MAX_BYTES: u64 = 64;
 #[error("the version answers in another way than it did")]
 struct Different;
 
+/// A version was verified, and found unfit.
+#[derive(Debug, thiserror::Error)]
+#[error("the version is not fit to serve")]
+struct NotFit;
+
 impl Replay {
     fn run(self) -> anyhow::Result<()> {
         let Self { request_id, samples, model, date, json, place } = self;
@@ -406,7 +412,7 @@ fn report(error: &anyhow::Error) -> ExitCode {
         (format!("{errors}\nmodelgate: {count} mistake{plural} in the configuration\n"), CONFIG_ERROR)
     } else {
         let causes: Vec<String> = error.chain().skip(1).map(|cause| format!("  because {cause}\n")).collect();
-        let code = if error.is::<Different>() { DIFFERENT } else { 1 };
+        let code = if error.is::<Different>() || error.is::<NotFit>() { DIFFERENT } else { 1 };
         (format!("modelgate: {error}\n{}", causes.concat()), code)
     };
     // With standard error closed there is nobody left to tell.

@@ -8,9 +8,9 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
-use futures_util::stream::{self, FuturesUnordered};
+use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
@@ -19,12 +19,14 @@ use tracing::{info, warn};
 
 use crate::clock::Clock;
 use crate::drift::Drift;
+use crate::metrics::{Metrics, VersionEvent};
 use crate::model::features::Settings;
-use crate::model::held::Listener;
+use crate::model::held::{Listener, Target};
+use crate::model::loading::Loading;
 use crate::model::orders::{Answer, Event, Inbox, Kind, Operator, Order, Refused};
 use crate::model::outputs::Decision;
 use crate::model::runtime::Runtime;
-use crate::model::{Identity, Model, ModelName, Publisher, Status, Trial, Version};
+use crate::model::{Identity, Model, ModelName, Publisher, Status, Trial, Version, VersionTally};
 use crate::registry::cache::Cache;
 use crate::registry::{Fetched, Found, Registry, RegistryError, Select};
 
@@ -39,16 +41,13 @@ mod orders;
 pub mod policy;
 mod trial;
 
-use admission::{Admission, Verdict};
+use admission::{Admission, Outcome, Verdict};
 use held::Held;
 use history::{History, Mark, Refusal, Stance};
 use judge::Rollout;
 pub use loader::Unfit;
 use loads::{Brought, Errand, Ground, Missed, Seat, Source};
 use policy::{Action, Failed, View};
-
-/// Models asked about at one time.
-const QUESTIONS_AT_ONCE: usize = 8;
 
 /// How often versions on trial are judged, and those that were replaced are looked at until their last request has left.
 const PULSE: Duration = Duration::from_millis(500);
@@ -118,6 +117,8 @@ pub struct Parts {
     pub publisher: Publisher,
     /// What watches the drift of what is published.
     pub drift: Drift,
+    /// Where what happens to versions is counted.
+    pub metrics: Metrics,
     /// What operators ask.
     pub inbox: Inbox,
     /// What callers stay on.
@@ -143,6 +144,7 @@ pub struct Manager {
     models: Vec<Followed>,
     retired: Vec<Arc<Model>>,
     drift: Drift,
+    metrics: Metrics,
     /// Outcomes to be written to the registry.
     tags: VecDeque<Tagged>,
     /// Versions on their way here, and the places for those that are worked at.
@@ -181,11 +183,16 @@ struct Followed {
     held: Vec<Held>,
     /// Whether a version is on its way here to serve.
     is_loading: bool,
+    /// How far that one is.
+    loading: Option<Arc<Loading>>,
     /// What versions are admitted by: a refusal holds as long as this is the same.
     rules: Arc<str>,
     failed: Option<Failed>,
     verdict: Option<(Version, Arc<Verdict>)>,
+    tally: VersionTally,
     silent_since: Option<Timestamp>,
+    /// What came instead of the last answer.
+    silence: String,
     settled_until: Option<Timestamp>,
     stance: Stance,
     wish: Option<Wish>,
@@ -293,7 +300,7 @@ impl Manager {
     /// # Errors
     /// When the history cannot be read.
     pub fn new(parts: Parts, config: Config) -> rusqlite::Result<Self> {
-        let Parts { registry, cache, runtime, publisher, drift, inbox, stays, history, clock } = parts;
+        let Parts { registry, cache, runtime, publisher, drift, metrics, inbox, stays, history, clock } = parts;
         let admission = Admission::new(config.admission, runtime, Some(cache.clone()), config.slots);
         let follow = |model: ModelConfig| {
             let rules = admission.rules(&model);
@@ -315,6 +322,7 @@ impl Manager {
             models,
             retired: Vec::new(),
             drift,
+            metrics,
             tags: VecDeque::new(),
             loads: FuturesUnordered::new(),
             places: Arc::new(Semaphore::new(loads::LOADS_AT_ONCE)),
@@ -355,24 +363,27 @@ impl Manager {
         self.reap();
         self.hear_who_stays();
         let mut round = Round::default();
-        let questions = self.ask();
-        for (index, answer) in self.attend(questions).await.into_iter().enumerate() {
+        let held = self.held_to_ask();
+        let questions = self.ask(&held);
+        let mut answers = self.attend(questions).await.into_iter();
+        for (index, answer) in answers.by_ref().take(self.models.len()).enumerate().collect::<Vec<_>>() {
             self.reconcile(index, answer, now, &mut round).await;
         }
-        self.reconcile_held(now).await;
+        for ((index, target, _), answer) in held.into_iter().zip(answers) {
+            self.hold(index, &target, answer, now).await;
+        }
         self.write_tags().await;
         round
     }
 
-    /// What the registry says of each model, in the order of the models.
-    fn ask(&self) -> impl Future<Output = Vec<Result<Found, RegistryError>>> + use<> {
-        let ask = |model: &Followed| {
-            let (registry, select) = (self.registry.clone(), model.select());
-            let registered_model = model.config.registered_model.clone();
-            async move { registry.resolve(&registered_model, &select).await }
-        };
-        let questions: Vec<_> = self.models.iter().map(ask).collect();
-        stream::iter(questions).buffered(QUESTIONS_AT_ONCE).collect()
+    /// What the registry says of each model, and then of what is held of them, in their order: one question for all.
+    fn ask(&self, held: &[(usize, Target, Select)]) -> impl Future<Output = Vec<Result<Found, RegistryError>>> + use<> {
+        let name = |index: usize| self.models[index].config.registered_model.clone();
+        let to_serve = self.models.iter().enumerate().map(|(index, model)| (name(index), model.select()));
+        let to_hold = held.iter().map(|(index, _, select)| (name(*index), select.clone()));
+        let wanted: Vec<_> = to_serve.chain(to_hold).collect();
+        let registry = self.registry.clone();
+        async move { registry.resolve_all(&wanted).await }
     }
 
     async fn reconcile(
@@ -412,24 +423,23 @@ impl Manager {
 
     /// Serves the version the registry wants at once if it is loaded; else it is begun to be brought.
     async fn bring(&mut self, index: usize, found: Found) {
-        match self.models[index].resident(&found) {
-            Some(resident) => self.switch(index, resident, Cause::Registry).await,
-            None => {
-                let source = Source::Found(found);
-                self.begin(Errand { index, seat: Seat::Serving, cause: Cause::Registry, source });
-            }
+        if let Some(resident) = self.models[index].resident(&found) {
+            return self.switch(index, resident, Cause::Registry).await;
         }
+        let source = Source::Found(found);
+        self.begin(Errand { index, seat: Seat::Serving, cause: Cause::Registry, source });
     }
 
     /// Acts upon what came of bringing a version.
     async fn finish(&mut self, brought: Brought) {
         let Brought { index, seat, cause, found, verdict, end } = brought;
         if let (Some(found), Some(verdict)) = (&found, verdict) {
-            self.models[index].verdict = Some((found.version, Arc::new(verdict)));
+            self.models[index].keep_verdict(found, verdict);
         }
         match seat {
             Seat::Serving => {
                 self.models[index].is_loading = false;
+                self.models[index].loading = None;
                 let from = self.models[index].serving_version();
                 let arrived = self.arrive(index, &cause, found.as_ref(), end).await;
                 self.answer_wish(index, &cause, found, from, arrived).await;
@@ -576,6 +586,8 @@ impl Manager {
     async fn note(&mut self, index: usize, event: Event, found: &Found, status: &'static str) {
         let name = self.models[index].config.name.clone();
         log(&name, &event);
+        *self.models[index].tally.events.entry(event.event).or_default() += 1;
+        self.count(&name, event.event);
         if self.write_back {
             if self.tags.len() == TAGS_WAITING {
                 self.tags.pop_front();
@@ -589,6 +601,18 @@ impl Manager {
             }
         };
         aside(record).await;
+    }
+
+    /// Counts for CloudWatch what an operator may want an alarm for.
+    fn count(&self, name: &ModelName, event: Kind) {
+        let event = match event {
+            Kind::Refused => VersionEvent::Refused,
+            Kind::RolledBack => VersionEvent::RolledBack,
+            Kind::Served | Kind::Tried | Kind::Kept | Kind::Withdrawn | Kind::Held | Kind::Pinned | Kind::Unpinned => {
+                return;
+            }
+        };
+        self.metrics.version_event(name, event);
     }
 
     /// Keeps on disk what is settled about a model.
@@ -629,7 +653,9 @@ impl Manager {
             aspired: followed.wanted.as_ref().map(|found| found.version),
             trouble: followed.trouble(),
             stale_since: followed.silent_since,
+            loading: followed.loading.clone(),
             verdict: followed.verdict.clone(),
+            tally: followed.tally.clone(),
             pinned: followed.stance.pin.map(Version),
             previous: followed.previous.as_ref().map(|candidate| candidate.found.version),
             quarantined: followed.stance.barred.iter().map(|barred| barred.mark.version()).collect(),
@@ -758,13 +784,16 @@ impl Followed {
             rules,
             held: Vec::new(),
             is_loading: false,
+            loading: None,
             wanted: None,
             serving: None,
             previous: None,
             trial: None,
             failed: None,
             verdict: None,
+            tally: VersionTally::default(),
             silent_since: None,
+            silence: String::new(),
             settled_until: None,
             stance,
             wish: None,
@@ -812,6 +841,17 @@ impl Followed {
         !(pinned_to_another || taken_back || self.wish.is_some() || self.keeps_out(found))
     }
 
+    /// Keeps what came of a version that asked to serve.
+    fn keep_verdict(&mut self, found: &Found, verdict: Verdict) {
+        let count = match verdict.stopped_at().map(|rung| rung.outcome) {
+            None => &mut self.tally.admitted,
+            Some(Outcome::Undecided) => &mut self.tally.undecided,
+            Some(_) => &mut self.tally.refused,
+        };
+        *count += 1;
+        self.verdict = Some((found.version, Arc::new(verdict)));
+    }
+
     fn challenger(&self) -> Option<&Loaded> {
         self.trial.as_ref()?.challenger.as_ref()
     }
@@ -835,6 +875,7 @@ impl Followed {
 
     /// Says once that the registry fell silent, not at every round.
     fn not_heard(&mut self, error: &RegistryError, now: Timestamp) {
+        self.silence = error.to_string();
         if self.silent_since.is_none() {
             let name = &self.config.name;
             let meanwhile = if self.serving.is_some() { "what is served stays" } else { "nothing is served yet" };
@@ -855,7 +896,9 @@ impl Followed {
                 "version {} cannot be fetched or tried, {} attempts so far",
                 failed.found.version, failed.attempts
             )),
-            (None, None, None) if self.silent_since.is_some() => Some("the registry gives no answer".to_owned()),
+            (None, None, None) if self.silent_since.is_some() => {
+                Some(format!("the registry gives no version to serve: {}", self.silence))
+            }
             (None, None, None) => None,
         }
     }

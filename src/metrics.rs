@@ -79,6 +79,15 @@ pub enum PlanLimit {
     Quota,
 }
 
+/// What happens to versions that an operator may want an alarm for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VersionEvent {
+    /// One was found unfit.
+    Refused,
+    /// One was left for the one before.
+    RolledBack,
+}
+
 /// One place to write. Aligned so that two threads on two stripes do not share a cache line.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -235,6 +244,16 @@ impl Metrics {
     /// One request that passed a limit of `plan`, refused or, in a dry run, not.
     pub fn limit_passed(&self, plan: &Arc<str>, limit: PlanLimit) {
         *self.stripe().lock().limits.entry((Arc::clone(plan), limit)).or_default() += 1;
+    }
+
+    /// Something that happened to a version of `model`, for CloudWatch. Prometheus reads it from what is published.
+    pub fn version_event(&self, model: &ModelName, event: VersionEvent) {
+        let model = model.clone();
+        let series = match event {
+            VersionEvent::Refused => Series::VersionsRefused(model),
+            VersionEvent::RolledBack => Series::Rollbacks(model),
+        };
+        self.gather().keep(&series, &Histogram::of(1.0, 1));
     }
 
     /// The Prometheus page: our own totals, then `outside`.

@@ -14,6 +14,7 @@ use http::HeaderValue;
 
 pub mod features;
 pub mod held;
+pub mod loading;
 pub mod onnx_file;
 pub mod orders;
 pub mod outputs;
@@ -26,6 +27,8 @@ pub mod session;
 pub mod shadow;
 pub mod signature;
 pub mod verdict;
+
+use loading::Loading;
 
 pub use features::{Cell, Features, Inputs, InvalidInput};
 pub use held::{Held, Target};
@@ -204,8 +207,25 @@ pub struct Status {
     pub previous: Option<Version>,
     /// Versions that were rolled back and are not served again by themselves.
     pub quarantined: Vec<Version>,
+    /// The version on its way, if one is.
+    pub loading: Option<Arc<Loading>>,
     /// The version that asked to serve last, and what came of it.
     pub verdict: Option<(Version, Arc<Verdict>)>,
+    /// What happened since the gateway started.
+    pub tally: VersionTally,
+}
+
+/// How often what happened to versions of one model.
+#[derive(Clone, Debug, Default)]
+pub struct VersionTally {
+    /// By what happened.
+    pub events: BTreeMap<orders::Kind, u64>,
+    /// Versions that passed every rung.
+    pub admitted: u64,
+    /// Versions that were found unfit.
+    pub refused: u64,
+    /// Versions of which it could not be found out.
+    pub undecided: u64,
 }
 
 /// One configured model in a [`ModelSet`].

@@ -156,7 +156,7 @@ impl Quota {
                 let asked = self.store.queue_token(tokens);
                 let held = self.hold(&account, Some(local), rows, now).await;
                 // What was taken from the quota of who is throttled goes back here.
-                let pace = account.pace_of(tokens, self.store.token(asked).await, local, now)?;
+                let pace = account.pace_of(tokens, &self.store.token(asked).await, local, now)?;
                 (pace, held)
             }
         };
@@ -182,7 +182,7 @@ impl Quota {
             Token::Decided(token) => account.pace(token)?,
             Token::Short { tokens, local } => {
                 let answer = self.store.token(self.store.queue_token(tokens)).await;
-                account.pace_of(tokens, answer, local, now)?
+                account.pace_of(tokens, &answer, local, now)?
             }
         };
         Ok(pace.exceeded)

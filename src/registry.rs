@@ -10,6 +10,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use url::Url;
 
+use crate::model::loading::Loading;
 use crate::model::{Digest, Version};
 
 pub mod cache;
@@ -17,6 +18,9 @@ pub mod directory;
 pub mod mlflow;
 pub mod mlmodel;
 mod path;
+mod s3;
+
+pub use s3::{NotAnS3Folder, S3, S3Folder};
 
 /// Which version of a registered model to serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +39,7 @@ pub enum Select {
 #[derive(Clone, Debug)]
 pub enum Config {
     /// An MLflow server.
-    Mlflow(Mlflow),
+    Mlflow(Box<Mlflow>),
     /// A directory: `<root>/<registered model>/<version>/MLmodel`, aliases in `<root>/<registered model>/aliases.toml`.
     Directory(PathBuf),
 }
@@ -53,6 +57,12 @@ pub struct Mlflow {
     pub workspace: Option<String>,
     /// No version larger than this is fetched.
     pub max_bytes: u64,
+    /// Certificates to trust besides the system's, in PEM.
+    pub ca_file: Option<PathBuf>,
+    /// Folders in S3, besides the server's own artifact root, that versions are read from with our own identity.
+    pub artifact_roots: Vec<S3Folder>,
+    /// Where that S3 is, if it is not the SDK's.
+    pub s3_endpoint: Option<Url>,
 }
 
 /// Who we are to the registry.
@@ -130,6 +140,22 @@ pub enum RegistryError {
     Disk(#[from] std::io::Error),
 }
 
+impl RegistryError {
+    /// The same, for another who waits for the answer.
+    fn again(&self) -> Self {
+        match self {
+            Self::Unreachable(why) => Self::Unreachable(why.clone()),
+            Self::Busy { retry_after } => Self::Busy { retry_after: *retry_after },
+            Self::Refused(why) => Self::Refused(why.clone()),
+            Self::NotFound(why) => Self::NotFound(why.clone()),
+            Self::Nonsense(why) => Self::Nonsense(why.clone()),
+            Self::Incomplete(why) => Self::Incomplete(why.clone()),
+            Self::BadArtifacts(why) => Self::BadArtifacts(why.clone()),
+            Self::Disk(error) => Self::Disk(error.kind().into()),
+        }
+    }
+}
+
 /// A registry. Cheap to clone.
 #[derive(Clone, Debug)]
 pub enum Registry {
@@ -144,8 +170,28 @@ impl Registry {
     #[must_use]
     pub fn new(config: Config, http: reqwest::Client) -> Self {
         match config {
-            Config::Mlflow(mlflow) => Self::Mlflow(mlflow::Client::new(mlflow, http)),
+            Config::Mlflow(mlflow) => Self::Mlflow(mlflow::Client::new(*mlflow, http)),
             Config::Directory(root) => Self::Directory(directory::Directory::new(root)),
+        }
+    }
+
+    /// With a way to read what a server keeps in S3 and does not hand on.
+    #[must_use]
+    pub fn with_s3(self, s3: S3) -> Self {
+        match self {
+            Self::Mlflow(client) => Self::Mlflow(client.with_s3(s3)),
+            directory @ Self::Directory(_) => directory,
+        }
+    }
+
+    /// The versions that these registered models' selections point at now, in their order. One question where the server
+    /// understands it.
+    pub async fn resolve_all(&self, wanted: &[(String, Select)]) -> Vec<Result<Found, RegistryError>> {
+        match self {
+            Self::Mlflow(client) => client.resolve_all(wanted).await,
+            Self::Directory(directory) => {
+                wanted.iter().map(|(model, select)| directory.resolve(model, select)).collect()
+            }
         }
     }
 
@@ -160,13 +206,18 @@ impl Registry {
         }
     }
 
-    /// Brings the files of `found` into `cache`.
+    /// Brings the files of `found` into `cache`, and says on the way how far it has come.
     ///
     /// # Errors
     /// When they cannot be brought whole, or break a rule.
-    pub async fn fetch(&self, found: &Found, cache: &cache::Cache) -> Result<Fetched, RegistryError> {
+    pub async fn fetch(
+        &self,
+        found: &Found,
+        cache: &cache::Cache,
+        loading: &Loading,
+    ) -> Result<Fetched, RegistryError> {
         match self {
-            Self::Mlflow(client) => client.fetch(found, cache).await,
+            Self::Mlflow(client) => client.fetch(found, cache, loading).await,
             Self::Directory(directory) => directory.fetch(found, cache).await,
         }
     }

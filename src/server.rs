@@ -30,6 +30,7 @@ mod operator;
 mod ratelimit;
 mod replay;
 mod routes;
+mod versions;
 mod watch;
 mod webhook;
 pub mod wire;

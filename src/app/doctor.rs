@@ -2,13 +2,17 @@
 
 use std::path::Path;
 
+use aws_sdk_cloudwatch::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_cloudwatch::primitives::DateTime;
 use aws_sdk_cloudwatch::types::{MetricDatum, StandardUnit};
 
 use super::operate::table;
-use super::{Aws, block_on, http_client, load_runtime, s3_client};
+use super::{Aws, block_on, load_runtime, open_registry, s3_client};
 use crate::capture::sink;
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::manager::ModelConfig;
+use crate::model::loading::Loading;
 use crate::registry::cache::Cache;
 use crate::registry::mlmodel::MlModel;
 use crate::registry::{Registry, RegistryError};
@@ -36,11 +40,11 @@ impl Finding {
 pub fn doctor(config: &Config) -> anyhow::Result<(String, bool)> {
     block_on(async {
         let mut findings = vec![data_dir(&config.data_dir), runtime(config).await];
-        let registry = Registry::new(config.registry.clone(), http_client()?);
+        let aws = Aws::default();
+        let registry = open_registry(config.registry.clone(), &aws)?;
         for model in &config.manager.models {
             findings.extend(version(&registry, model).await?);
         }
-        let aws = Aws::default();
         if let Some(capture) = &config.capture {
             findings.push(samples(&capture.sink, &aws).await);
         }
@@ -89,7 +93,7 @@ async fn version(registry: &Registry, model: &ModelConfig) -> anyhow::Result<Vec
     let scratch = tempfile::tempdir()?;
     let cache = Cache::open(scratch.path().join("cache"))?;
     let servable = async {
-        let fetched = registry.fetch(&found, &cache).await?;
+        let fetched = registry.fetch(&found, &cache, &Loading::default()).await?;
         Ok::<_, RegistryError>(MlModel::read(&fetched.folder)?.onnx)
     };
     let servable = servable.await.map_err(|error| error.to_string());
@@ -102,12 +106,11 @@ async fn samples(sink: &sink::Config, aws: &Aws) -> Finding {
         sink::Config::S3 { bucket, prefix } => {
             let key = if prefix.is_empty() { PROBE.to_owned() } else { format!("{prefix}/{PROBE}") };
             let put = s3_client(aws.config().await).put_object().bucket(bucket).key(&key).send().await;
-            let cure = |error: String| {
-                format!(
-                    "{error}: does the bucket exist, and does this identity have s3:PutObject on {bucket}/{prefix}*?"
-                )
+            let cure = |refusal: Refusal| match refusal.kind {
+                Kind::NoSuchPlace => format!("{refusal}: create the bucket {bucket}, or name another in capture.sink"),
+                _ => refusal.cure(&format!("s3:PutObject on {bucket}/{prefix}*"), "AWS_ENDPOINT_URL_S3"),
             };
-            put.map(|_| format!("s3://{bucket}/{key} was written")).map_err(|error| cure(whole(&error)))
+            put.map(|_| format!("s3://{bucket}/{key} was written")).map_err(|error| cure(Refusal::read(&error)))
         }
     };
     Finding::new("samples", found)
@@ -122,15 +125,105 @@ fn writable(folder: &Path) -> Result<String, String> {
 /// Sends one figure under a name of its own, so that no real one is touched.
 async fn cloudwatch(namespace: &str, aws: &Aws) -> Finding {
     let client = crate::metrics::cloudwatch::client(aws.config().await);
-    let datum = MetricDatum::builder().metric_name("Doctor").unit(StandardUnit::Count).value(1.0).build();
+    let now = DateTime::from_secs(Clock::system().now().as_second());
+    let datum =
+        MetricDatum::builder().metric_name("Doctor").timestamp(now).unit(StandardUnit::Count).value(1.0).build();
     let sent = client.put_metric_data().namespace(namespace).metric_data(datum).send().await;
-    let cure = |error: String| format!("{error}: does this identity have cloudwatch:PutMetricData for {namespace}?");
-    let found = sent.map(|_| format!("{namespace} takes figures")).map_err(|error| cure(whole(&error)));
+    let cure = |error| {
+        let permission = format!("cloudwatch:PutMetricData for the namespace {namespace}");
+        Refusal::read(&error).cure(&permission, "AWS_ENDPOINT_URL_CLOUDWATCH")
+    };
+    let found = sent.map(|_| format!("{namespace} takes figures")).map_err(cure);
     Finding::new("CloudWatch", found)
 }
 
-/// An error and its causes.
-fn whole(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes: Vec<_> = std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect();
-    causes.join(": ")
+/// Why AWS did not do what it was asked to.
+struct Refusal {
+    kind: Kind,
+    text: String,
+}
+
+/// What kind of refusal it is: each has a cure of its own.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// Nothing was sent: there is no identity to sign it with.
+    NoIdentity,
+    /// AWS does not know this identity, or its signature is not good.
+    UnknownIdentity,
+    /// This identity may not.
+    NotAllowed,
+    /// There is no such bucket.
+    NoSuchPlace,
+    /// Nobody answered.
+    NoAnswer,
+    Other,
+}
+
+impl Refusal {
+    fn read<E>(error: &SdkError<E>) -> Self
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        let code = error.code();
+        let text = one_line(error);
+        let kind = match (error, code) {
+            (_, Some("NoSuchBucket" | "NotFound")) => Kind::NoSuchPlace,
+            (_, Some("AccessDenied" | "AccessDeniedException" | "AuthorizationError")) => Kind::NotAllowed,
+            (_, Some(code)) if IDENTITY_CODES.contains(&code) => Kind::UnknownIdentity,
+            // Without credentials nothing is sent.
+            (_, None) if text.contains("credentials") => Kind::NoIdentity,
+            (SdkError::DispatchFailure(_) | SdkError::TimeoutError(_), None) => Kind::NoAnswer,
+            _ => Kind::Other,
+        };
+        Self { kind, text }
+    }
+
+    /// What is wrong, and what to do about it.
+    fn cure(&self, permission: &str, endpoint: &str) -> String {
+        let cure = match self.kind {
+            Kind::NoIdentity => "give this process an identity: a role, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            Kind::UnknownIdentity => {
+                "are AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN right, and the clock?"
+            }
+            Kind::NotAllowed => return format!("{self}: give this identity {permission}"),
+            Kind::NoAnswer => {
+                return format!(
+                    "{self}: is the network open, and are AWS_REGION and {endpoint}, where it is set, right?"
+                );
+            }
+            Kind::NoSuchPlace | Kind::Other => return format!("{self}: does this identity have {permission}?"),
+        };
+        format!("{self}: {cure}")
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// What AWS says of an identity that it does not take.
+const IDENTITY_CODES: [&str; 7] = [
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "InvalidClientTokenId",
+    "UnrecognizedClientException",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "RequestTimeTooSkewed",
+];
+
+/// What the service said; or else the error with its causes. In one line.
+fn one_line<E: ProvideErrorMetadata + std::error::Error + 'static>(error: &SdkError<E>) -> String {
+    let said = match (error.code(), error.message()) {
+        (Some(code), Some(message)) => format!("{code}: {message}"),
+        (Some(code), None) => code.to_owned(),
+        (None, _) => {
+            let error: &(dyn std::error::Error + 'static) = error;
+            let causes = std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string);
+            causes.collect::<Vec<_>>().join(": ")
+        }
+    };
+    said.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -14,7 +14,7 @@ use jiff::{Timestamp, ToSpan};
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{Aws, http_client, load_runtime, open_sink};
+use super::{Aws, load_runtime, open_registry, open_sink};
 use crate::capture::protect::{Policy, Protection};
 use crate::capture::segment::Row;
 use crate::capture::sink;
@@ -22,10 +22,11 @@ use crate::capture::stored::{Search, Stored};
 use crate::config::{self, Config};
 use crate::manager;
 use crate::model::features::{Feature, Inputs, Raw};
+use crate::model::loading::Loading;
 use crate::model::signature::Kind;
 use crate::model::{Cell, Features, Model, Outputs, Prediction, Value};
 use crate::registry::cache::Cache;
-use crate::registry::{Fetched, Found, Registry, Select};
+use crate::registry::{Fetched, Found, Select};
 
 /// Numbers that differ by more than this, relative to the larger or to one, are different answers. Models compute with 32
 /// bits, and another processor may round the last of their seven digits another way.
@@ -181,9 +182,9 @@ async fn from_registry(config: &Config, stored: &Stored, cache: &Cache) -> anyho
              give it"
         )
     };
-    let registry = Registry::new(config.registry.clone(), http_client()?);
+    let registry = open_registry(config.registry.clone(), &Aws::default())?;
     let found = registry.resolve(registered_model, &Select::Version(version)).await.with_context(missing)?;
-    let fetched = registry.fetch(&found, cache).await.with_context(missing)?;
+    let fetched = registry.fetch(&found, cache, &Loading::default()).await.with_context(missing)?;
     anyhow::ensure!(
         fetched.digest == digest,
         "version {version} of `{name}` is not in the model cache, and the registry has other bytes under that number: \

@@ -32,7 +32,7 @@ pub(super) async fn open(sinks: Sinks, metrics: &Metrics, aws: &Aws, now: Timest
         deliveries.push(("emf", to.interval, Flusher::to_emf(metrics.clone(), out, to, now)));
     }
     if let Some(to) = sinks.otlp {
-        deliveries.push(("otlp", to.interval, Flusher::to_otlp(metrics.clone(), http_client()?, to, now)));
+        deliveries.push(("otlp", to.interval, Flusher::to_otlp(metrics.clone(), http_client(None)?, to, now)));
     }
     Ok(deliveries)
 }

@@ -7,13 +7,14 @@ use anyhow::Context;
 use serde_json::json;
 
 use super::operate::table;
-use super::{block_on, http_client, load_runtime};
+use super::{Aws, block_on, load_runtime, open_registry};
 use crate::config::{self, Config, Sources};
 use crate::manager::ModelConfig;
 use crate::manager::admission::{Admission, Candidate, Outcome, Rung, Verdict};
+use crate::model::loading::Loading;
 use crate::model::{Digest, Version};
 use crate::registry::cache::Cache;
-use crate::registry::{Fetched, Found, Registry, Select};
+use crate::registry::{Fetched, Found, Select};
 
 /// What a version is called whose model the configuration does not have.
 const UNNAMED: &str = "verified";
@@ -60,7 +61,7 @@ fn as_text(version: &str, verdict: &Verdict) -> String {
             Outcome::Refused => "REFUSED",
             Outcome::Undecided => "UNDECIDED",
         };
-        [outcome.to_owned(), format!("{:?}", rung.name).to_lowercase(), rung.detail.clone()]
+        [outcome.to_owned(), rung.name.as_str().to_owned(), rung.detail.clone()]
     };
     let rows: Vec<_> = verdict.rungs.iter().map(row).collect();
     format!(
@@ -82,9 +83,9 @@ fn reference(text: &str) -> Option<(&str, Select)> {
 
 async fn fetch(config: &Config, scratch: &Path, name: &str, select: &Select) -> anyhow::Result<(Found, Fetched)> {
     let cache = Cache::open(scratch.join("cache")).context("cannot make a folder for the version's files")?;
-    let registry = Registry::new(config.registry.clone(), http_client()?);
+    let registry = open_registry(config.registry.clone(), &Aws::default())?;
     let found = registry.resolve(name, select).await?;
-    let fetched = registry.fetch(&found, &cache).await?;
+    let fetched = registry.fetch(&found, &cache, &Loading::default()).await?;
     Ok((found, fetched))
 }
 

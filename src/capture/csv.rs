@@ -85,7 +85,7 @@ pub(super) fn put_number(out: &mut String, number: impl std::fmt::Display) {
 }
 
 /// Appends a text, in quotes where it needs them.
-fn put_text(out: &mut String, text: &str) {
+pub(crate) fn put_text(out: &mut String, text: &str) {
     if text.is_empty() || text.contains(['"', ',', '\n', '\r']) || text.trim() != text {
         put_number(out, format_args!("\"{}\"", text.replace('"', "\"\"")));
     } else {

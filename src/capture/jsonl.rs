@@ -1,17 +1,17 @@
 //! A segment in the form of SageMaker's data capture: one JSON object a line, one line a request.
 //!
 //! The request's rows are lines of CSV: the features in the model's order on the way in, the prediction and then the
-//! probability of each class on the way out. Ground truth is joined by `eventId`, which is the request id.
+//! probability of each class on the way out. Of a request that failed the input is JSON, and the output the error. Ground truth is joined by `eventId`, which is the request id.
 
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::model::Digest;
+use crate::model::{Cell, Digest};
 
 use super::csv::{put_cell, put_number, put_value};
-use super::segment::{Contents, Row, Sample, Schema};
+use super::segment::{Contents, Row, Sample, Schema, ValueKind};
 
 /// One line, with its members in the order of the documented form.
 #[derive(Serialize)]
@@ -67,26 +67,64 @@ impl Event {
             format!("model_digest={}", Digest(schema.digest)),
         ];
         Self {
-            capture_data: CaptureData {
-                endpoint_input: Payload {
-                    observed_content_type: "text/csv",
-                    mode: "INPUT",
-                    data: table(sample, put_features),
-                    encoding: "CSV",
-                },
-                endpoint_output: Payload {
-                    observed_content_type: "text/csv; charset=utf-8",
-                    mode: "OUTPUT",
-                    data: table(sample, put_answer),
-                    encoding: "CSV",
-                },
-            },
+            capture_data: CaptureData::of(schema, sample),
             event_metadata: EventMetadata {
                 event_id: sample.request_id.to_string(),
                 custom_attributes,
                 inference_time: time(sample.time),
             },
             event_version: "0",
+        }
+    }
+}
+
+impl CaptureData {
+    fn of(schema: &Schema, sample: &Sample) -> Self {
+        match (&sample.rows[..], schema.prediction) {
+            ([row], ValueKind::Nothing) => Self::of_failure(row),
+            _ => Self::of_answer(sample),
+        }
+    }
+
+    fn of_answer(sample: &Sample) -> Self {
+        Self {
+            endpoint_input: Payload {
+                observed_content_type: "text/csv",
+                mode: "INPUT",
+                data: table(sample, put_features),
+                encoding: "CSV",
+            },
+            endpoint_output: Payload {
+                observed_content_type: "text/csv; charset=utf-8",
+                mode: "OUTPUT",
+                data: table(sample, put_answer),
+                encoding: "CSV",
+            },
+        }
+    }
+
+    /// The cells are those of [`failed`](super::failed): code, status, length and input.
+    fn of_failure(row: &Row) -> Self {
+        let text = |index: usize| match row.cells.get(index) {
+            Some(Cell::Text(text)) => text.to_string(),
+            _ => String::new(),
+        };
+        let mut error = text(0);
+        error.push(',');
+        put_cell(&mut error, row.cells.get(1).unwrap_or(&Cell::Missing));
+        Self {
+            endpoint_input: Payload {
+                observed_content_type: "application/json",
+                mode: "INPUT",
+                data: text(3),
+                encoding: "JSON",
+            },
+            endpoint_output: Payload {
+                observed_content_type: "text/csv; charset=utf-8",
+                mode: "OUTPUT",
+                data: error,
+                encoding: "CSV",
+            },
         }
     }
 }
@@ -134,9 +172,9 @@ pub(super) mod tests {
 
     use super::*;
     use crate::capture::protect::Protection;
-    use crate::capture::segment::{Column, Header, ValueKind};
+    use crate::capture::segment::{Column, Header};
     use crate::model::signature::Kind;
-    use crate::model::{Cell, Prediction, Value};
+    use crate::model::{Prediction, Value};
 
     /// A request of two rows, the second as empty as can be.
     pub(in crate::capture) fn example() -> Contents {

@@ -14,6 +14,9 @@
 //! | `label`, `score` | text, double | null where the model has none |
 //! | `probability_<class>` | float | one per class |
 //!
+//! Requests that failed have columns of their own in place of features and predictions: `error_code`, `error_status`,
+//! `body_bytes`, and the `input` as JSON.
+//!
 //! The columns are not called `model` and `version`, because the object's key has partitions of these names and readers
 //! such as pandas refuse a folder whose files repeat them. Athena and others do not tell `Age` from `age`: the second of
 //! two names that differ in case only gets the suffix `_2`, the third `_3`.
@@ -113,12 +116,15 @@ pub(super) fn columns(schema: &Schema) -> Vec<Column> {
         ("key_id", Source::KeyId),
     ];
     let features = schema.features.iter().enumerate();
-    let features = features.map(|(index, it)| (format!("feature_{}", it.name), Source::Feature(index, it.kind)));
+    let is_failed = schema.prediction == ValueKind::Nothing;
+    let prefix = if is_failed { "" } else { "feature_" };
+    let features = features.map(|(index, it)| (format!("{prefix}{}", it.name), Source::Feature(index, it.kind)));
     let decided =
         [("prediction", Source::Prediction(schema.prediction)), ("label", Source::Label), ("score", Source::Score)];
+    let decided = decided.map(fixed).into_iter().filter(|_| !is_failed);
     let classes = schema.classes.iter().enumerate();
     let classes = classes.map(|(index, class)| (format!("probability_{class}"), Source::Probability(index)));
-    let all = answered.map(fixed).into_iter().chain(features).chain(decided.map(fixed)).chain(classes);
+    let all = answered.map(fixed).into_iter().chain(features).chain(decided).chain(classes);
     let mut taken = HashSet::new();
     all.map(|(name, source)| Column { name: distinct(&name, &mut taken), source }).collect()
 }
@@ -223,6 +229,7 @@ impl Source {
             | Self::KeyId
             | Self::Prediction(ValueKind::Text)
             | Self::Label => text_types(),
+            Self::Prediction(ValueKind::Nothing) => (PhysicalType::INT64, None),
         }
     }
 }
@@ -292,6 +299,8 @@ impl Writer<'_, '_> {
                 Value::Integer(value) => Some(value),
                 Value::Number(_) | Value::Text(_) => None,
             }),
+            // No file has this column: see `columns`.
+            ValueKind::Nothing => self.values::<Int64Type>(|_| None),
             ValueKind::Number => self.values::<DoubleType>(|line| match line.row.prediction.value {
                 Value::Number(value) => Some(value),
                 Value::Integer(_) | Value::Text(_) => None,

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! header  magic "MGSPOOL" and the byte 1, u32 length, that many bytes of schema, u32 CRC-32 of all before
-//! schema  u64 id, int hour since 1970, text model, u64 version, 32 bytes digest, u8 kind of the prediction,
+//! schema  u64 id, int hour since 1970, text model, u64 version, 32 bytes digest, u8 kind of the prediction (3: none),
 //!         list of features (text name, u8 kind, protection), list of classes (text)
 //! protection  u8 tag: 0 kept, 1 left out, 2 hashed, 3 rounded down to a multiple of an f64, which follows
 //! frame   u32 length of the body, u32 rows, u64 rows before, u32 CRC-32, body, u32 CRC-32 of the body
@@ -84,6 +84,8 @@ pub enum ValueKind {
     Number,
     /// Class names.
     Text,
+    /// The requests failed, and the columns say how.
+    Nothing,
 }
 
 /// One request and its answer, as read back.
@@ -132,15 +134,18 @@ impl Schema {
     /// The schema of `record`, with its features protected as `policy` says.
     #[must_use]
     pub fn of(record: &Record, policy: &Policy) -> Self {
+        let prediction = ValueKind::of(record);
         let column = |feature: &Feature| {
-            let protection = policy.of(feature);
+            // What failed is protected already, and its columns are not features.
+            let is_feature = prediction != ValueKind::Nothing;
+            let protection = if is_feature { policy.of(feature) } else { Protection::Keep };
             Column { name: Arc::clone(&feature.name), kind: protection.kind(feature.kind), protection }
         };
         Self {
             model: record.model.name.clone(),
             version: record.model.version.0,
             digest: record.model.digest.0,
-            prediction: ValueKind::of(record),
+            prediction,
             features: record.features.list().iter().map(column).collect(),
             classes: record.outputs.classes().to_vec(),
         }
@@ -168,7 +173,8 @@ impl ValueKind {
         match record.outputs.predictions().first().map(|prediction| &prediction.value) {
             Some(Value::Integer(_)) => Self::Integer,
             Some(Value::Text(_)) => Self::Text,
-            Some(Value::Number(_)) | None => Self::Number,
+            Some(Value::Number(_)) => Self::Number,
+            None => Self::Nothing,
         }
     }
 }
@@ -239,8 +245,10 @@ impl Header {
     /// Appends `record` as a frame to `out`, after `before` rows of this segment. Without a `secret` what has to be
     /// hashed is left out.
     pub fn encode_record(&self, before: u64, record: &Record, secret: Option<&Secret>, out: &mut Vec<u8>) {
-        let predictions = record.outputs.predictions()[..record.rows()].iter().enumerate();
-        let rows = predictions.map(|(row, prediction)| {
+        // Stands in the frame of what has none, and is read by nobody.
+        let nothing = Prediction { value: Value::Integer(0), label: None, score: None };
+        let rows = (0..record.rows()).map(|row| {
+            let prediction = record.outputs.predictions().get(row).unwrap_or(&nothing);
             let cells = self.schema.protected(record.inputs.row(row), secret);
             (cells, prediction, record.outputs.probabilities(row))
         });
@@ -386,11 +394,12 @@ impl ValueKind {
             Self::Integer => 0,
             Self::Number => 1,
             Self::Text => 2,
+            Self::Nothing => 3,
         }
     }
 
     fn from_code(code: u8) -> Option<Self> {
-        [Self::Integer, Self::Number, Self::Text].into_iter().find(|kind| kind.code() == code)
+        [Self::Integer, Self::Number, Self::Text, Self::Nothing].into_iter().find(|kind| kind.code() == code)
     }
 }
 

@@ -20,6 +20,7 @@ pub(super) fn config(folder: &std::path::Path) -> Config {
         format: Format::Parquet,
         rate: SamplingRate::ALL,
         rates: BTreeMap::new(),
+        failed: false,
         flush_rows: NonZeroU32::new(10_000).unwrap(),
         flush_age: Duration::from_mins(1),
         protect: Policy::default(),

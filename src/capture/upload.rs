@@ -21,7 +21,7 @@ use crate::model::Digest;
 
 use super::manifest::{Ledger, Listed};
 use super::queue::Queue;
-use super::segment::{self, Header, Schema};
+use super::segment::{self, Header, Schema, ValueKind};
 use super::sink::{PutError, Sink};
 use super::spool::{self, Closed, Spool};
 use super::{Flushed, Format, blocking, csv, jsonl, parquet};
@@ -272,10 +272,12 @@ fn object_key(header: &Header, segment: &[u8], format: Format) -> Option<String>
     name.truncate(32);
     let Schema { model, version, .. } = &header.schema;
     let partition = hour.strftime("date=%Y-%m-%d/hour=%H");
+    // As no reader of the samples expects: their columns are others.
+    let above = if header.schema.prediction == ValueKind::Nothing { "_failed/" } else { "" };
     Some(match format {
-        Format::Parquet => format!("model={model}/version={version}/{partition}/{name}.parquet"),
-        Format::Csv => format!("model={model}/version={version}/{partition}/{name}.csv"),
-        Format::Jsonl => format!("{model}/{version}/{}/{name}.jsonl", hour.strftime("%Y/%m/%d/%H")),
+        Format::Parquet => format!("{above}model={model}/version={version}/{partition}/{name}.parquet"),
+        Format::Csv => format!("{above}model={model}/version={version}/{partition}/{name}.csv"),
+        Format::Jsonl => format!("{above}{model}/{version}/{}/{name}.jsonl", hour.strftime("%Y/%m/%d/%H")),
     })
 }
 

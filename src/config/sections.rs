@@ -15,8 +15,8 @@ use url::Url;
 use super::layer::{Origin, Value, mask_url};
 use super::reader::Section;
 use super::value::{
-    Parsed, SECOND, Wrong, address, boolean, duration, finite, map, number, path, size, text, text_as, texts, whole,
-    word,
+    Parsed, SECOND, Wrong, address, boolean, duration, finite, list, map, number, path, size, text, text_as, texts,
+    whole, word,
 };
 use super::{Purpose, pins, variable};
 use crate::auth::{Access, PlanName, PlanPins};
@@ -100,6 +100,8 @@ pub(super) fn engine(mut s: Section<'_>, processors: NonZeroUsize) -> Engine {
     engine
 }
 
+const FOLDERS: &str = "a list of folders in S3, such as [\"s3://bucket/folder\"]";
+
 enum Location {
     Server(Url),
     Directory(PathBuf),
@@ -120,15 +122,29 @@ pub(super) fn registry(mut s: Section<'_>) -> Registry {
     let max_bytes = s.defaulted("max_bytes", size(ByteSize::kib(1)..=ByteSize::tib(1)));
     let given = credentials(&mut s);
     let workspace = s.optional("workspace", text);
+    let ca_file = s.optional("ca_file", path);
     let write_back = s.switch("write_back");
     let webhook_secret = secret(&mut s, "webhook_secret", "webhook_secret_file");
+    let artifact_roots =
+        s.optional("artifact_roots", list(FOLDERS, text_as("s3://bucket/folder", |text| text.parse().ok())));
+    let artifact_roots = artifact_roots.unwrap_or_default();
+    let s3_endpoint = s.optional("s3_endpoint", text_as("\"http://…\" or \"https://…\"", endpoint));
     s.finish();
     let config = match location {
         Location::Directory(root) => registry::Config::Directory(root),
         Location::Server(mut uri) => {
             let in_uri = take_credentials(&mut uri);
             let credentials = if matches!(given, Credentials::None) { in_uri } else { given };
-            registry::Config::Mlflow(registry::Mlflow { uri, credentials, timeout, workspace, max_bytes })
+            registry::Config::Mlflow(Box::new(registry::Mlflow {
+                uri,
+                credentials,
+                timeout,
+                workspace,
+                max_bytes,
+                ca_file,
+                artifact_roots,
+                s3_endpoint,
+            }))
         }
     };
     Registry { config, poll_interval, write_back, webhook_secret }
@@ -141,6 +157,10 @@ fn location(text: &str) -> Option<Location> {
     let url = Url::parse(text).ok()?;
     let plain = matches!(url.scheme(), "http" | "https") && url.query().is_none() && url.fragment().is_none();
     plain.then_some(Location::Server(url))
+}
+
+fn endpoint(text: &str) -> Option<Url> {
+    Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"))
 }
 
 /// The directory in `file:directory` or `file:///directory`.
@@ -347,6 +367,7 @@ pub(super) fn capture(
     let formats = [("parquet", Format::Parquet), ("jsonl", Format::Jsonl), ("csv", Format::Csv)];
     let format = s.defaulted("format", word(&formats, &[]));
     let rate = SamplingRate::new(s.defaulted("rate", number(0.0..=1.0)));
+    let failed = s.switch("failed");
     let protect = protect(&mut s);
     let spool_max_bytes = s.defaulted("spool_max", size(ByteSize::mib(1)..=ByteSize::tib(1)));
     let mut flush = s.section("flush");
@@ -359,6 +380,7 @@ pub(super) fn capture(
         format,
         rate: rate?,
         rates,
+        failed,
         flush_rows: flush_rows?,
         flush_age,
         protect,

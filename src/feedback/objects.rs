@@ -20,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::store::Waiting;
 use crate::capture::Format;
+use crate::capture::csv::put_text;
 use crate::model::Digest;
 
 /// Beside the samples.
@@ -178,17 +179,6 @@ fn put_field(out: &mut String, label: &Waiting, source: &Source) {
         Source::Number => label.number.iter().try_for_each(|number| write!(out, "{number}")),
     };
     written.expect("a String takes all that is written");
-}
-
-/// A field of RFC 4180; an empty text is `""`, because nothing at all is no value.
-fn put_text(out: &mut String, text: &str) {
-    if text.is_empty() || text.contains([',', '"', '\n', '\r']) {
-        out.push('"');
-        out.push_str(&text.replace('"', "\"\""));
-        out.push('"');
-    } else {
-        out.push_str(text);
-    }
 }
 
 fn time(millisecond: i64, format: &str) -> String {

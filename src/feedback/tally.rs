@@ -203,7 +203,9 @@ mod tests {
 
     fn tally(rows: &[Compared]) -> Tally {
         let mut tally = Tally::default();
-        rows.iter().for_each(|row| tally.add(row));
+        for row in rows {
+            tally.add(row);
+        }
         tally
     }
 
@@ -248,7 +250,9 @@ mod tests {
         let names = tally.confusion();
         assert_eq!(names.iter().map(|cell| cell.rows).sum::<u64>(), 200);
         assert!(names.len() <= 2 * CLASSES_MAX + 1 && names.iter().any(|cell| cell.predicted == OTHER));
-        rows.iter().for_each(|row| tally.remove(row));
+        for row in &rows {
+            tally.remove(row);
+        }
         assert_eq!((tally.confusion(), tally.figures().labelled_rows), (Vec::new(), 0));
     }
 
@@ -260,7 +264,9 @@ mod tests {
             let rows: Vec<_> = rows.iter().map(row).collect();
             let (kept, corrected) = rows.split_at(rows.len() / 2);
             let mut all = tally(&rows);
-            corrected.iter().for_each(|row| all.remove(row));
+            for row in corrected {
+                all.remove(row);
+            }
             let expected = tally(kept);
             prop_assert_eq!(all.confusion(), expected.confusion());
             let (all, expected) = (all.figures(), expected.figures());

@@ -6,14 +6,13 @@
 
 use std::sync::Arc;
 
-use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
 use tracing::{info, warn};
 
 use super::history::{HeldNote, Mark, Refusal};
 use super::loads::{Errand, Ground, Missed, Seat, Source};
 use super::policy::{self, Action, Failed, View};
-use super::{Cause, Followed, Loaded, Manager, QUESTIONS_AT_ONCE};
+use super::{Cause, Followed, Loaded, Manager};
 use crate::model::held::{self, Target};
 use crate::model::orders::{Event, Kind};
 use crate::model::{Model, Version};
@@ -157,24 +156,24 @@ impl Manager {
         }
     }
 
-    /// Asks about what is held and may have moved, and begins to bring what is new.
-    pub(super) async fn reconcile_held(&mut self, now: Timestamp) {
-        let mut questions = Vec::new();
-        for (index, followed) in self.models.iter().enumerate() {
-            for held in &followed.held {
-                let Some(select) = held.select().filter(|_| !held.is_loading) else { continue };
-                let (registry, target) = (self.registry.clone(), held.target.clone());
-                let registered_model = followed.config.registered_model.clone();
-                questions.push(async move { (index, target, registry.resolve(&registered_model, &select).await) });
-            }
-        }
-        let answers = stream::iter(questions).buffer_unordered(QUESTIONS_AT_ONCE).collect::<Vec<_>>();
-        for (index, target, answer) in self.attend(answers).await {
-            self.hold(index, &target, answer, now).await;
-        }
+    /// What is held and may have moved: of which model, for whom, and what to ask.
+    pub(super) fn held_to_ask(&self) -> Vec<(usize, Target, Select)> {
+        let of = |(index, followed): (usize, &Followed)| {
+            let settled = followed.held.iter().filter(|held| !held.is_loading);
+            let asked = settled.filter_map(|held| Some((index, held.target.clone(), held.select()?)));
+            asked.collect::<Vec<_>>()
+        };
+        self.models.iter().enumerate().flat_map(of).collect()
     }
 
-    async fn hold(&mut self, index: usize, target: &Target, answer: Result<Found, RegistryError>, now: Timestamp) {
+    /// Acts upon what the registry says of what is held for those who stay on `target`.
+    pub(super) async fn hold(
+        &mut self,
+        index: usize,
+        target: &Target,
+        answer: Result<Found, RegistryError>,
+        now: Timestamp,
+    ) {
         let followed = &mut self.models[index];
         let found = match (answer, followed.seat_mut(target)) {
             (_, None) => return,
@@ -256,7 +255,9 @@ impl Manager {
             Some(std::mem::replace(loaded, serving.clone()))
         });
         let doubles: Vec<_> = doubles.collect();
-        doubles.into_iter().for_each(|double| self.retire(Some(double)));
+        for double in doubles {
+            self.retire(Some(double));
+        }
     }
 
     /// From now on `loaded` answers those who stay on `target`.

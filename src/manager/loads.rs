@@ -12,6 +12,7 @@ use super::history::Stance;
 use super::{Cause, Loaded, Manager, ModelConfig, policy};
 use crate::drift::Drift;
 use crate::model::held::Target;
+use crate::model::loading::Loading;
 use crate::model::{Model, Models, Version};
 use crate::registry::cache::Cache;
 use crate::registry::{Fetched, Found, Registry, RegistryError, Select};
@@ -108,14 +109,20 @@ struct Carrier {
     cause: Cause,
     /// What the callers of a held version have now.
     held: Option<Arc<Model>>,
+    /// How far the version is.
+    loading: Arc<Loading>,
 }
 
 impl Manager {
     /// Begins to bring a version. The caller has seen that nothing else is on its way to that seat.
     pub(super) fn begin(&mut self, errand: Errand) {
         let Errand { index, seat, cause, source } = errand;
+        let loading = Arc::new(Loading::new(self.clock.now()));
         let followed = &mut self.models[index];
         let held = followed.mark_loading(&seat);
+        if seat == Seat::Serving {
+            followed.loading = Some(Arc::clone(&loading));
+        }
         let carrier = Carrier {
             registry: self.registry.clone(),
             cache: self.cache.clone(),
@@ -129,9 +136,11 @@ impl Manager {
             seat,
             cause,
             held,
+            loading,
         };
         let places = Arc::clone(&self.places);
         self.loads.push(carrier.carry(index, source, places).boxed());
+        self.report(index);
     }
 }
 
@@ -166,13 +175,15 @@ impl Carrier {
             }
         };
         *known = Some(found.clone());
+        self.loading.is_here(found.version);
         self.admit(found, fetched, has_served, verdict).await
     }
 
     async fn fetch(&self, found: &Found) -> Result<Fetched, Missed> {
         let name = &self.config.name;
         info!(model.name = %name, model.version = %found.version, "fetching `{name}` version {}", found.version);
-        let fetched = self.registry.fetch(found, &self.cache).await.map_err(|error| match error {
+        self.loading.begin(found.version);
+        let fetched = self.registry.fetch(found, &self.cache, &self.loading).await.map_err(|error| match error {
             RegistryError::BadArtifacts(reason) => Missed::Refused(Ground::files(reason)),
             error => Missed::Failed(format!("cannot be fetched: {error}")),
         })?;

@@ -51,6 +51,10 @@ pub(super) enum Series {
     Throttled { plan: Arc<str> },
     /// Requests above a plan's quota.
     QuotaExceeded { plan: Arc<str> },
+    /// Versions that were found unfit.
+    VersionsRefused(ModelName),
+    /// Versions that were left for the one before.
+    Rollbacks(ModelName),
     /// A feature as SageMaker's Model Monitor names it.
     Monitor { of: FeatureOf, schedule: Arc<str>, figure: Monitored },
 }
@@ -156,6 +160,8 @@ impl Series {
             Self::Refused => "SeriesRefused",
             Self::Throttled { .. } => "Throttled",
             Self::QuotaExceeded { .. } => "QuotaExceeded",
+            Self::VersionsRefused(_) => "VersionsRefused",
+            Self::Rollbacks(_) => "Rollbacks",
             Self::Monitor { of, figure, .. } => {
                 let figure = match figure {
                     Monitored::Data => "data",
@@ -189,6 +195,8 @@ impl Series {
             | Self::LabelledRows(_)
             | Self::Throttled { .. }
             | Self::QuotaExceeded { .. }
+            | Self::VersionsRefused(_)
+            | Self::Rollbacks(_)
             | Self::Monitor { .. } => false,
         }
     }
@@ -227,7 +235,9 @@ impl Series {
             | Self::LabelledRows(_)
             | Self::Refused
             | Self::Throttled { .. }
-            | Self::QuotaExceeded { .. } => Unit::Count,
+            | Self::QuotaExceeded { .. }
+            | Self::VersionsRefused(_)
+            | Self::Rollbacks(_) => Unit::Count,
         }
     }
 
@@ -255,6 +265,8 @@ impl Series {
             | Self::Refused
             | Self::Throttled { .. }
             | Self::QuotaExceeded { .. }
+            | Self::VersionsRefused(_)
+            | Self::Rollbacks(_)
             | Self::Monitor { figure: Monitored::NonNull, .. } => Kind::Count,
         }
     }
@@ -284,7 +296,11 @@ impl Series {
             Self::FeatureCategory { of, category } => {
                 vec![("Model", &of.model), ("Feature", &of.feature), ("Category", category)]
             }
-            Self::DriftedFeatures(model) | Self::MaxPsi(model) | Self::SampleRows(model) => vec![("Model", model)],
+            Self::DriftedFeatures(model)
+            | Self::MaxPsi(model)
+            | Self::SampleRows(model)
+            | Self::VersionsRefused(model)
+            | Self::Rollbacks(model) => vec![("Model", model)],
             Self::Refused => Vec::new(),
             Self::Throttled { plan } | Self::QuotaExceeded { plan } => vec![("Plan", plan)],
             Self::Monitor { of, schedule, .. } => vec![("Endpoint", &of.model), ("MonitoringSchedule", schedule)],

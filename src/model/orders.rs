@@ -103,7 +103,7 @@ pub enum Refused {
 }
 
 /// What happened to a version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// It came to answer.
@@ -127,6 +127,19 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Served,
+        Self::Refused,
+        Self::Tried,
+        Self::Kept,
+        Self::Withdrawn,
+        Self::RolledBack,
+        Self::Held,
+        Self::Pinned,
+        Self::Unpinned,
+    ];
+
     /// The word, as in JSON.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -146,18 +159,7 @@ impl Kind {
     /// The kind of that word.
     #[must_use]
     pub fn of(word: &str) -> Option<Self> {
-        let all = [
-            Self::Served,
-            Self::Refused,
-            Self::Tried,
-            Self::Kept,
-            Self::Withdrawn,
-            Self::RolledBack,
-            Self::Held,
-            Self::Pinned,
-            Self::Unpinned,
-        ];
-        all.into_iter().find(|kind| kind.as_str() == word)
+        Self::ALL.into_iter().find(|kind| kind.as_str() == word)
     }
 }
 

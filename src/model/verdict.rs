@@ -23,6 +23,22 @@ pub enum Check {
     Replay,
 }
 
+impl Check {
+    /// The word, as in JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Digest => "digest",
+            Self::Scan => "scan",
+            Self::Probe => "probe",
+            Self::Signature => "signature",
+            Self::Example => "example",
+            Self::WarmUp => "warm_up",
+            Self::Replay => "replay",
+        }
+    }
+}
+
 /// How a rung ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -62,7 +62,7 @@ impl Account {
     pub(super) fn pace_of(
         &self,
         tokens: &Tokens,
-        answer: Result<bool, Down>,
+        answer: &Result<bool, Down>,
         local: Standing,
         now: Timestamp,
     ) -> Result<Pace, Refusal> {

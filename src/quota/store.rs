@@ -297,7 +297,8 @@ impl Visit {
         let left = known.filter(|(known, ..)| *known >= window).map_or(0, |(.., left)| left);
         let granted = self.wanted(left).min(self.counter.amount().saturating_sub(given));
         let grant = Grant { window, given: given + granted, granted, shared: None };
-        if granted > 0 {
+        // A window that was left for an earlier one would else be found again, with its count, on every later day.
+        if granted > 0 || last.is_some_and(|(left, _)| window < left) {
             self.write(tx, grant)?;
         }
         Ok(grant)

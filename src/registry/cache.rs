@@ -16,8 +16,10 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tracing::warn;
@@ -42,6 +44,8 @@ const MAX_NOTE_BYTES: u64 = 1 << 20;
 #[derive(Clone, Debug)]
 pub struct Cache {
     root: PathBuf,
+    /// Held while a file of pins is read and written: versions are brought beside each other.
+    pinning: Arc<Mutex<()>>,
 }
 
 impl Cache {
@@ -50,7 +54,7 @@ impl Cache {
     /// # Errors
     /// When the directory cannot be made or read.
     pub fn open(root: PathBuf) -> io::Result<Self> {
-        let cache = Self { root };
+        let cache = Self::beside(root);
         if cache.incoming().exists() {
             fs::remove_dir_all(cache.incoming())?;
         }
@@ -63,7 +67,7 @@ impl Cache {
     /// The cache as another process has it: nothing is swept, and only what changes nothing should be asked of it.
     #[must_use]
     pub fn beside(root: PathBuf) -> Self {
-        Self { root }
+        Self { root, pinning: Arc::default() }
     }
 
     /// The version last served well under `name`, if its files are still what they were. Reads all of them.

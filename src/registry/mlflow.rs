@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use http::header::RANGE;
+use http::header::{IF_RANGE, RANGE};
 use percent_encoding::percent_decode_str;
 use reqwest::{RequestBuilder, Response};
 use secrecy::ExposeSecret;
@@ -14,16 +14,22 @@ use tokio::time::timeout;
 use url::Url;
 
 use super::path::printable;
-use super::{Credentials, Fetched, Found, Mlflow, RegistryError, Select};
+use super::{Credentials, Fetched, Found, Mlflow, RegistryError, S3, Select};
 use crate::model::Version;
+use crate::model::loading::Loading;
 use crate::registry::cache::Cache;
 
 mod answer;
 mod artifacts;
+mod batch;
+mod bucket;
 mod location;
+mod progress;
+mod transfer;
 mod wire;
 
 use answer::{Answer, Asked};
+use batch::Memory;
 use location::Location;
 
 /// Version numbers beyond this are not exact in every JSON reader; no registry has them.
@@ -42,6 +48,9 @@ pub struct Client {
     /// The server's host and port, for messages.
     host: Arc<str>,
     http: reqwest::Client,
+    /// Without it the server is asked for what lies in S3.
+    s3: Option<S3>,
+    memory: Arc<Memory>,
 }
 
 impl Client {
@@ -57,7 +66,11 @@ impl Client {
         config.uri.set_query(None);
         config.uri.set_fragment(None);
         let host = location::host_and_port(&config.uri).into();
-        Self { config: Arc::new(config), host, http }
+        Self { config: Arc::new(config), host, http, s3: None, memory: Arc::default() }
+    }
+
+    pub(super) fn with_s3(self, s3: S3) -> Self {
+        Self { s3: Some(s3), ..self }
     }
 
     pub(super) async fn resolve(&self, registered_model: &str, select: &Select) -> Result<Found, RegistryError> {
@@ -70,8 +83,13 @@ impl Client {
         self.accept(registered_model, alias, version)
     }
 
-    pub(super) async fn fetch(&self, found: &Found, cache: &Cache) -> Result<Fetched, RegistryError> {
-        artifacts::fetch(self, found, cache).await
+    pub(super) async fn fetch(
+        &self,
+        found: &Found,
+        cache: &Cache,
+        loading: &Loading,
+    ) -> Result<Fetched, RegistryError> {
+        artifacts::fetch(self, found, cache, loading).await
     }
 
     /// Sets a tag of a version, cut to what every release stores.
@@ -194,7 +212,7 @@ impl Client {
     }
 
     fn asked<'a>(&'a self, what: &'a str) -> Asked<'a> {
-        Asked { host: &self.host, what, with_credentials: !matches!(self.config.credentials, Credentials::None) }
+        Asked { host: &self.host, what, credentials: &self.config.credentials }
     }
 
     /// The whole answer to a question, within the time for one.
@@ -207,10 +225,13 @@ impl Client {
         timeout(self.config.timeout, answer).await.unwrap_or_else(|_| Err(self.too_slow()))
     }
 
-    /// The head of an answer whose body is read by the caller; from `start` on, if that is not the beginning.
-    async fn open(&self, url: Url, start: u64) -> Result<Response, RegistryError> {
+    /// The head of an answer whose body is read by the caller; from a byte on, as long as the file still has this `ETag`.
+    async fn open(&self, url: Url, part: Option<(u64, &str)>) -> Result<Response, RegistryError> {
         let request = self.get(url);
-        let request = if start == 0 { request } else { request.header(RANGE, format!("bytes={start}-")) };
+        let request = match part {
+            Some((start, etag)) => request.header(RANGE, format!("bytes={start}-")).header(IF_RANGE, etag),
+            None => request,
+        };
         let response = timeout(self.config.timeout, request.send()).await.map_err(|_| self.too_slow())?;
         response.map_err(answer::unreachable)
     }

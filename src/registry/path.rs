@@ -88,6 +88,7 @@ mod tests {
     use std::path::Component;
 
     use proptest::prelude::*;
+    use proptest::test_runner::TestRunner;
 
     use super::*;
 
@@ -136,15 +137,56 @@ mod tests {
         }
     }
 
+    /// Every spelling of `..` and `/` that some server or library has taken for one, at every depth.
+    fn traversals() -> Vec<String> {
+        let dots = ["..", "%2e%2e", "%2E.", ".%2e", "%252e%252e", "%c0%ae%c0%ae/..", "..;/..", "....//..", "..%00"];
+        let slashes = ["/", "\\", "//", "%2f", "%5c", "%252f", "\\/", "/./"];
+        let (heads, tails) =
+            (["", "/", "\\", "a/", "C:", "file:"], ["etc/passwd", "windows\\win.ini", "x%00.onnx", "x"]);
+        let mut all = Vec::new();
+        for (dots, slash) in dots.iter().flat_map(|dots| slashes.map(|slash| (dots, slash))) {
+            for (depth, head, tail) in (1..9)
+                .flat_map(|depth| heads.map(|head| (depth, head)))
+                .flat_map(|(depth, head)| tails.map(|tail| (depth, head, tail)))
+            {
+                all.push(format!("{head}{}{tail}", format!("{dots}{slash}").repeat(depth)));
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn no_traversal_in_any_spelling_is_a_name() {
+        let all = traversals();
+        assert!(all.len() > 10_000);
+        for name in all {
+            assert!(name.parse::<RelativePath>().is_err(), "{name:?}");
+        }
+    }
+
+    /// A name in the alphabet of those who wish to leave a folder.
+    const HOSTILE_NAME: &str = r"([./\\%a-f0-9: ]|\.\.|%2[eEfF]|\PC){0,24}";
+
+    fn check_stays_below(name: &str) -> Result<(), TestCaseError> {
+        let Ok(path) = name.parse::<RelativePath>() else { return Ok(()) };
+        let joined = path.below(Path::new("/cache"));
+        let below = joined.strip_prefix("/cache").unwrap();
+        prop_assert!(below.components().all(|part| matches!(part, Component::Normal(_))));
+        prop_assert_eq!(below.components().count(), path.segments().count());
+        Ok(())
+    }
+
+    #[test]
+    #[ignore = "nightly: a million hostile names, half a minute"]
+    fn a_million_names_stay_below_their_folder() {
+        let config = ProptestConfig { cases: 1_000_000, failure_persistence: None, ..ProptestConfig::default() };
+        TestRunner::new(config).run(&HOSTILE_NAME, |name| check_stays_below(&name)).unwrap();
+    }
+
     proptest! {
         #[test]
-        fn whatever_is_taken_stays_below_its_folder(name in r"([./\\%a-f0-9: ]|\.\.|%2[eEfF]|\PC){0,24}") {
-            if let Ok(path) = name.parse::<RelativePath>() {
-                let joined = path.below(Path::new("/cache"));
-                let below = joined.strip_prefix("/cache").unwrap();
-                prop_assert!(below.components().all(|part| matches!(part, Component::Normal(_))));
-                prop_assert_eq!(below.components().count(), path.segments().count());
-            }
+        fn whatever_is_taken_stays_below_its_folder(name in HOSTILE_NAME) {
+            check_stays_below(&name)?;
         }
 
         #[test]

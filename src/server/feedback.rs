@@ -114,7 +114,9 @@ fn read(body: &[u8], max_labels: usize) -> Result<Read, ApiError> {
         return Err(ApiError::too_many_labels(max_labels));
     }
     let mut read = Read::default();
-    items.into_iter().for_each(|item| read.item(item));
+    for item in items {
+        read.item(item);
+    }
     Ok(read)
 }
 

@@ -9,12 +9,12 @@ use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 
 use super::body::{self, BoxError};
-use super::error::{ApiError, whole_seconds};
+use super::error::{ApiError, Code, whole_seconds};
 use super::replay::Begin;
 use super::routes::{Answer, Journal, MODEL, Room, body_of, json_answer};
 use super::{head, ratelimit, wire};
 use crate::auth::{Caller, Pin, PinTo};
-use crate::capture::Record;
+use crate::capture::{Failure, Record};
 use crate::feedback::Answered;
 use crate::metrics::PlanLimit;
 use crate::model::session::Stage;
@@ -46,11 +46,29 @@ where
         Begin::First(ticket) => Some(ticket),
         Begin::Nameless => None,
     };
-    let answer = infer(room, &caller, &route, &body, deadline, journal).await?;
+    let answer = infer(room, &caller, &route, &body, deadline, journal).await;
+    let answer = answer.inspect_err(|error| keep_failed(room, &caller, model, &body, journal, error))?;
     if let Some(ticket) = ticket {
         ticket.keep(&with_model(answer.clone(), model));
     }
     Ok(answer)
+}
+
+/// Offers a request that failed to capture. What was refused for the caller's plan was not looked at, and is not kept.
+fn keep_failed(room: &Room, caller: &Caller, model: &Model, body: &[u8], journal: &Journal, error: &ApiError) {
+    if matches!(error.code, Code::RateLimited | Code::QuotaExceeded | Code::QuotaUnavailable) {
+        return;
+    }
+    room.state.capture.offer_failed(&model.id().name, || Failure {
+        request_id: journal.id.as_str(),
+        time: room.state.clock.now(),
+        model: model.id(),
+        features: model.features(),
+        key_id: &caller.key_id,
+        code: error.code.as_str(),
+        status: error.code.status().as_u16(),
+        body,
+    });
 }
 
 /// The caller's place among its predictions under way.

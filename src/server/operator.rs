@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 use super::infer::limit_report;
 use super::routes::{Answer, body_of, json_answer};
-use super::{State, Traffic};
+use super::{State, Traffic, versions};
 use crate::drift::report::Report;
 use crate::metrics::{Family, prometheus};
+use crate::model::loading::Loading;
 use crate::model::rollout::{Counts, Rule};
 use crate::model::{Entry, Held, ModelName, ModelSet, NotServed, Trial};
 use crate::quota::{Health, Use};
@@ -81,6 +82,7 @@ fn key_report(used: &Use) -> Value {
 /// `GET /metrics`.
 pub(super) fn metrics(state: &State) -> Answer {
     let mut outside = traffic_families(&state.traffic);
+    outside.extend(versions::families(&state.models.snapshot(), state.clock.now()));
     outside.extend(capture_families(&state.capture.counts()));
     outside.extend(state.feedback.counts().iter().flat_map(feedback_families));
     outside.extend(state.quota.shared_store().iter().flat_map(quota_families));
@@ -94,6 +96,7 @@ fn models_report(set: &ModelSet) -> Value {
 /// With what came of the version that asked to serve last; for operators only, because reasons may name files.
 fn detailed_report(name: &ModelName, entry: &Entry) -> Value {
     let mut report = model_report(name, entry);
+    report["loading"] = json!(entry.status.loading.as_deref().map(loading_report));
     if let Some((version, verdict)) = &entry.status.verdict {
         report["verdict"] = json!({ "version": version.to_string(), "rungs": verdict.rungs });
     }
@@ -116,6 +119,16 @@ fn model_report(name: &ModelName, Entry { serving, trial, held, status }: &Entry
         "quarantined": status.quarantined.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "held": held.iter().map(held_report).collect::<Vec<_>>(),
         "trial": trial.as_deref().map(trial_report),
+    })
+}
+
+fn loading_report(loading: &Loading) -> Value {
+    json!({
+        "version": loading.version().map(|version| version.to_string()),
+        "step": loading.step().as_str(),
+        "bytes": loading.bytes(),
+        "total": loading.total(),
+        "since": loading.since.to_string(),
     })
 }
 
@@ -275,6 +288,6 @@ fn quota_families(health: &Health) -> [Family; 4] {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
-fn figure(count: u64) -> f64 {
+pub(super) fn figure(count: u64) -> f64 {
     count as f64
 }

@@ -15,7 +15,7 @@ use modelgate::registry::{Fetched, Registry};
 use serde_json::{Value, json};
 
 use crate::support::site::{Gate, Site, eventually};
-use crate::support::{fixtures, onnx};
+use crate::support::{fixtures, mlflow, onnx};
 
 const MODEL: &str = "[plans.open]\n[[model]]\nname = \"sum\"\nselect = \"alias:champion\"\n";
 
@@ -140,7 +140,7 @@ async fn admit(fixture: &str, change: impl FnOnce(&mut Config)) -> (Verdict, Opt
     let registry = Registry::new(site.config().registry, reqwest::Client::builder().build().unwrap());
     let cache = Cache::open(site.folder().join("cache")).unwrap();
     let found = registry.resolve("sum", select).await.unwrap();
-    let fetched = registry.fetch(&found, &cache).await.unwrap();
+    let fetched = mlflow::fetch(&registry, &found, &cache).await.unwrap();
     let mut config = manager.admission.clone();
     change(&mut config);
     let admission = Admission::new(config, Runtime::load(None).unwrap(), Some(cache), 2);
@@ -204,6 +204,10 @@ const INSIDE: &str = "admission::inside_the_confinement";
 /// Runs in a process of its own: what it tries there it can do nowhere else.
 #[test]
 #[ignore = "child: of the test below"]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it is told what to try by the test below, and tries it in a thread, too"
+)]
 fn inside_the_confinement() {
     let folder = PathBuf::from(std::env::var_os(INSIDE).unwrap());
     let outside = folder.parent().unwrap().join("secret");

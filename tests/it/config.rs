@@ -660,6 +660,7 @@ grace = "20s" # default
 
 [engine]
 slots = 4 # default
+max_held = 4 # default
 
 [admission]
 probe = true # default
@@ -788,6 +789,7 @@ by_key = false # default
 sink = "s3://samples/a/b/" # gate.toml:34
 format = "jsonl" # gate.toml:36
 rate = 1.0 # default
+failed = false # default
 redact = ["SSN"] # MODELGATE__CAPTURE__REDACT
 hash = ["Customer"] # gate.toml:37
 bucket = { Age = 2.5, Income = 1000 } # gate.toml:38
@@ -1031,7 +1033,7 @@ fn a_key_is_made_listed_and_ended() {
     let id = key.split('_').nth(2).expect("the key's id").to_owned();
     let listed = || stdout(&folder, &["keys", "list", "--data-dir", "state"]);
     let line = listed().lines().nth(1).unwrap().to_owned();
-    assert!(line.starts_with(&id) && line.contains("shop") && line.ends_with("active"), "{line}");
+    assert!(line.starts_with(&id) && line.contains("active") && line.ends_with("shop"), "{line}");
     let told = stdout(&folder, &["keys", "revoke", &id, "--data-dir", "state"]);
     assert!(told.starts_with(&format!("revoked key {id} (shop)")), "{told}");
     assert!(listed().lines().nth(1).unwrap().contains("revoked"), "{}", listed());

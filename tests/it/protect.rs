@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::process::Binary;
 use crate::support::fixtures::expected;
 use crate::support::s3::files;
-use crate::support::site::{Answer, Site};
+use crate::support::site::{Answer, Site, eventually};
 
 /// One canary in each class of features (long, double, text) under each policy that can be followed, and in a text whose
 /// bucket cannot be. A number's digits occur nowhere else.
@@ -36,7 +36,7 @@ const POLICY: &str = "redact = [\"Num_of_Loan\", \"Annual_Income\", \"Occupation
 fn site(format: &str) -> Site {
     let site = Site::new(&format!(
         "[[model]]\nname = \"pipeline\"\nselect = \"version:1\"\n[plans.open]\n[drift]\nmin_rows = 20\nbaseline_rows = 20\n\
-         by_key = true\n[feedback]\n[capture]\nsink = \"file:{{folder}}/samples\"\nformat = \"{format}\"\n{POLICY}"
+         by_key = true\n[feedback]\n[capture]\nsink = \"file:{{folder}}/samples\"\nformat = \"{format}\"\nfailed = true\n{POLICY}"
     ));
     site.register("pipeline", 1, "pipeline");
     site
@@ -114,7 +114,13 @@ async fn told(site: &mut Site) -> Vec<(String, String)> {
         let url = format!("http://{}{page}", gateway.admin);
         said.push((page.to_owned(), http.get(url).send().await.unwrap().text().await.unwrap()));
     }
-    // What waits on the disk while the sink has nothing yet.
+    // What waits on the disk while the sink has nothing yet: the answered request's segment, and the failed one's.
+    let spool = site.folder().join("data/spool");
+    let is_whole = |(name, bytes): &(String, Vec<u8>)| {
+        name.ends_with(".segment") && segment::read(bytes).is_some_and(|contents| !contents.samples.is_empty())
+    };
+    eventually("both samples on the disk", async || files(&spool).iter().filter(|file| is_whole(file)).count() == 2)
+        .await;
     gateway.signal("KILL");
     let (_, log) = gateway.ended().await;
     said.push(("the log".to_owned(), log));
@@ -136,6 +142,9 @@ async fn told(site: &mut Site) -> Vec<(String, String)> {
         samples.iter().any(|(key, _)| !key.starts_with('_'))
             && samples.iter().any(|(key, _)| key.starts_with("_labels"))
     );
+    let has_failed =
+        |(key, bytes): &(String, Vec<u8>)| key.starts_with("_failed/") && read(key, bytes).contains(KEPT.1);
+    assert!(samples.iter().any(has_failed), "the failed request is kept as far as it may be");
     said.extend(samples.iter().map(|(key, bytes)| (key.clone(), read(key, bytes))));
     said.push(("replay".to_owned(), replay(&file, &id)));
     said

@@ -48,9 +48,10 @@ async fn version_for(gate: &Gate, key: &str) -> u64 {
 }
 
 async fn until_answered_by(gate: &Gate, key: &str, version: u64) {
+    let text = json!(version.to_string());
     eventually(&format!("version {version} for a caller who stays"), async || {
         let answer = ask(gate, key).await;
-        answer.status == 200 && answer.body["version"] == version.to_string()
+        answer.status == 200 && answer.body["version"] == text
     })
     .await;
 }

@@ -229,7 +229,7 @@ async fn three_gateways_with_leases_admit_exactly_the_quota() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-#[ignore = "nightly: twenty times 10,000 rows, a minute"]
+#[ignore = "nightly: three gateways in one process admit exactly 10,000, 20 repeats, a minute"]
 async fn twenty_times_three_gateways_admit_exactly_ten_thousand() {
     let server = Server::start();
     for _ in 0..20 {

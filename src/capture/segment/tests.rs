@@ -16,7 +16,7 @@ fn any_header() -> impl Strategy<Value = Header> {
         kind,
         protection: Protection::Keep,
     });
-    let prediction = (0_u8..3).prop_map(|code| ValueKind::from_code(code).unwrap());
+    let prediction = (0_u8..4).prop_map(|code| ValueKind::from_code(code).unwrap());
     let classes = vec(".{0,8}".prop_map(Arc::from), 0..4);
     let shape = (prediction, vec(column, 0..6), classes);
     (any::<(u64, i64, u64, [u8; 32])>(), "[A-Za-z0-9][A-Za-z0-9._-]{0,20}", shape).prop_map(

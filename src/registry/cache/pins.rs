@@ -49,6 +49,7 @@ impl Cache {
     /// When what is kept cannot be read or written.
     pub fn pin(&self, found: &Found, digest: &Digest) -> io::Result<Pin> {
         let file = self.pins().join(format!("{}.json", sha256(&found.registered_model)));
+        let _turn = self.pinning.lock();
         let mut pins: Pins = match read_note(&file) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Pins::default(),
             read => read?,
@@ -98,6 +99,22 @@ mod tests {
         assert_eq!(open().pin(&found(1, "a"), &other).unwrap(), Pin::Other(one), "the first stays");
         assert_eq!(open().pin(&found(2, "a"), &other).unwrap(), Pin::New);
         assert_eq!(open().pin(&found(1, "b"), &other).unwrap(), Pin::New, "made anew from another source");
+    }
+
+    #[test]
+    fn versions_that_arrive_together_are_all_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(folder.path().to_path_buf()).unwrap();
+        let digest = |version: u64| Digest([u8::try_from(version).unwrap(); 32]);
+        std::thread::scope(|scope| {
+            for version in 0..16 {
+                let cache = &cache;
+                scope.spawn(move || cache.pin(&found(version, "a"), &digest(version)).unwrap());
+            }
+        });
+        for version in 0..16 {
+            assert_eq!(cache.pin(&found(version, "a"), &digest(version)).unwrap(), Pin::Same);
+        }
     }
 
     #[test]

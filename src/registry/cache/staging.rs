@@ -95,7 +95,10 @@ impl Staging {
         let files = self.folder.path().join("files");
         sync_folders(&files, &manifest)?;
         write_note(&self.folder.path().join("manifest.json"), &manifest)?;
-        std::fs::rename(self.folder.path(), home)?;
+        if let Err(error) = std::fs::rename(self.folder.path(), &home) {
+            // Another load of the same bytes was faster: a folder that is there is not replaced.
+            return if is_whole(&home, &digest)? { Ok(fetched) } else { Err(error) };
+        }
         // Its name is no longer the temporary one, so there is nothing left to remove.
         let _ = self.folder.keep();
         sync_folder(&self.cache.versions())?;

@@ -70,6 +70,14 @@ async fn the_digest_is_that_of_sorted_lines_of_sha256sum() {
 }
 
 #[tokio::test]
+async fn the_same_bytes_may_arrive_together() {
+    let fixture = Fixture::new();
+    let all = futures_util::future::join_all((0..16).map(|_| fixture.store(FILES))).await;
+    assert!(all.iter().all(|fetched| fetched.digest == all[0].digest));
+    assert_eq!(fixture.stored().len(), 1);
+}
+
+#[tokio::test]
 async fn what_is_remembered_comes_back_equal() {
     let fixture = Fixture::new();
     assert!(fixture.cache.last_good(&name("m")).is_none());

@@ -13,8 +13,8 @@ use reqwest::Response;
 use serde::de::DeserializeOwned;
 
 use super::wire::Trouble;
-use crate::registry::RegistryError;
 use crate::registry::path::printable;
+use crate::registry::{Credentials, RegistryError};
 
 /// A thousand versions are 365 KB.
 const MAX_BYTES: usize = 8 << 20;
@@ -29,8 +29,14 @@ pub(super) struct Asked<'a> {
     pub(super) host: &'a str,
     /// What was asked for: the last parts of the path.
     pub(super) what: &'a str,
-    /// Whether credentials were sent.
-    pub(super) with_credentials: bool,
+    /// Who we said we are.
+    pub(super) credentials: &'a Credentials,
+}
+
+impl Asked<'_> {
+    fn with_credentials(&self) -> bool {
+        !matches!(self.credentials, Credentials::None)
+    }
 }
 
 /// An answer, whole.
@@ -91,17 +97,29 @@ impl Answer {
         }
     }
 
+    /// Whether the server does not understand the question.
+    pub(super) fn is_bad_request(&self) -> bool {
+        self.status == StatusCode::BAD_REQUEST
+    }
+
+    /// Whether another question would have no better answer: the server is away, busy, or does not know us.
+    pub(super) fn speaks_for_all(&self) -> bool {
+        self.status.is_server_error()
+            || matches!(self.status, StatusCode::UNAUTHORIZED | StatusCode::TOO_MANY_REQUESTS)
+            || self.status.is_redirection()
+    }
+
     /// What an answer other than the one asked for means.
     pub(super) fn refusal(&self, asked: Asked<'_>) -> RegistryError {
         let said = self.said();
         match self.status {
-            StatusCode::UNAUTHORIZED => RegistryError::Refused(login_needed(asked.with_credentials)),
+            StatusCode::UNAUTHORIZED => RegistryError::Refused(login_needed(asked.with_credentials())),
             StatusCode::FORBIDDEN if self.text().contains("Invalid Host header") => RegistryError::Refused(format!(
                 "the server does not answer to the name `{0}`: start it with `--allowed-hosts {0}` \
                  (MLFLOW_SERVER_ALLOWED_HOSTS), or use an address it allows",
                 asked.host
             )),
-            StatusCode::FORBIDDEN => RegistryError::Refused(no_permission(asked.with_credentials, &said)),
+            StatusCode::FORBIDDEN => RegistryError::Refused(no_permission(asked.with_credentials(), &said)),
             StatusCode::TOO_MANY_REQUESTS => RegistryError::Busy { retry_after: self.retry_after() },
             _ if self.is_unsupported() => self.unsupported(asked),
             StatusCode::NOT_FOUND => RegistryError::NotFound(said),
@@ -120,7 +138,16 @@ impl Answer {
             StatusCode::SERVICE_UNAVAILABLE if self.retry_after().is_some() => {
                 RegistryError::Busy { retry_after: self.retry_after() }
             }
-            status => RegistryError::Unreachable(format!("`{}`: {said} ({status})", asked.what)),
+            status => {
+                // MLflow's basic authentication breaks on a token where its cache is on.
+                let is_token = matches!(asked.credentials, Credentials::Bearer(_));
+                let hint = if is_token && status == StatusCode::INTERNAL_SERVER_ERROR {
+                    "; if it has MLflow's basic authentication, that takes a user name and a password, no token"
+                } else {
+                    ""
+                };
+                RegistryError::Unreachable(format!("`{}`: {said} ({status}){hint}", asked.what))
+            }
         }
     }
 

@@ -4,14 +4,14 @@
 
 use url::Url;
 
-use crate::registry::RegistryError;
 use crate::registry::path::{is_plain_segment, printable};
+use crate::registry::{RegistryError, S3Folder};
 
 /// The longest address that is looked at.
 const MAX_BYTES: usize = 2048;
 
 /// Stores the *server* can read for us. The gateway itself talks to none of them.
-const STORES_OF_THE_SERVER: [&str; 10] = ["s3", "gs", "wasb", "wasbs", "abfs", "abfss", "dbfs", "hdfs", "r2", "file"];
+const STORES_OF_THE_SERVER: [&str; 9] = ["gs", "wasb", "wasbs", "abfs", "abfss", "dbfs", "hdfs", "r2", "file"];
 
 /// Where a version's files are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub(super) enum Location {
     LoggedModel(String),
     /// `runs:/<run>/<path>`: in a run.
     Run { run: String, path: Vec<String> },
+    /// `s3://<bucket>/<path>`: in a bucket.
+    S3(S3Folder),
     /// Somewhere only the server can read, or an older version of a registered model.
     Elsewhere,
 }
@@ -55,12 +57,19 @@ impl Location {
             }
             "models" if named(1) => Some(Self::Elsewhere),
             "runs" if named(2) => Some(Self::Run { run: path[0].clone(), path: path[1..].to_vec() }),
+            "s3" if is_bucket(authority) => Some(Self::S3(S3Folder { bucket: authority.to_owned(), path })),
+            "s3" => None,
             "file" if !matches!(authority, "" | "localhost") => None,
             store if authority.contains('@') && !store.starts_with("wasb") && !store.starts_with("abfs") => None,
             store if STORES_OF_THE_SERVER.contains(&store) => Some(Self::Elsewhere),
             _ => None,
         }
     }
+}
+
+/// What S3 takes for a bucket's name, and a little more: no user, no port.
+fn is_bucket(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
 }
 
 /// `//host/a/b` → `host`, `/a/b`. Nothing beyond ASCII and nothing escaped in the host.
@@ -114,7 +123,9 @@ mod tests {
         assert_eq!(read("models:/m-odel/2"), Some(Location::Elsewhere));
         assert_eq!(read("models:/iris@champion"), Some(Location::Elsewhere));
         assert_eq!(read("runs:/80990b/a/b"), Some(Location::Run { run: "80990b".to_owned(), path: parts("a/b") }));
-        let stores = ["s3://bucket/a/b", "file:///srv/mlflow/art", "/srv/mlflow", "dbfs:/x/y", "gs://b/x"];
+        let bucket = S3Folder { bucket: "bucket".to_owned(), path: parts("a/b") };
+        assert_eq!(read("s3://bucket/a/b"), Some(Location::S3(bucket)));
+        let stores = ["file:///srv/mlflow/art", "/srv/mlflow", "dbfs:/x/y", "gs://b/x"];
         for uri in stores.into_iter().chain(["wasbs://container@account.blob.core.windows.net/x", "file://localhost/x"])
         {
             assert_eq!(read(uri), Some(Location::Elsewhere), "{uri}");
@@ -169,6 +180,11 @@ mod tests {
             "file:///a/%2e%2e/b",
             "s3://key:secret@bucket/x",
             "s3://bucket",
+            "s3:/bucket/x",
+            "s3:///x",
+            "s3://bucket:9000/x",
+            "s3://bucket/a/../b",
+            "s3://bucket/a/%2e%2e/b",
             "s3://b\u{fc}cket/x",
             "/a/../b",
             "..",

@@ -11,6 +11,9 @@ fn client(uri: &str, credentials: Credentials) -> Client {
         timeout: std::time::Duration::from_secs(1),
         workspace: None,
         max_bytes: 1,
+        ca_file: None,
+        artifact_roots: Vec::new(),
+        s3_endpoint: None,
     };
     Client::new(config, reqwest::Client::builder().build().unwrap())
 }

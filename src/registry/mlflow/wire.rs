@@ -19,7 +19,46 @@ pub(super) struct Versions {
     pub(super) model_versions: Vec<ModelVersion>,
 }
 
+/// `registered-models/search`
 #[derive(Deserialize)]
+pub(super) struct Models {
+    #[serde(default)]
+    pub(super) registered_models: Vec<RegisteredModel>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct RegisteredModel {
+    pub(super) name: String,
+    /// In milliseconds.
+    #[serde(default, deserialize_with = "number")]
+    pub(super) creation_timestamp: i64,
+    /// The newest version of each stage.
+    #[serde(default)]
+    pub(super) latest_versions: Vec<ModelVersion>,
+    #[serde(default)]
+    pub(super) aliases: Vec<Alias>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Alias {
+    pub(super) alias: String,
+    #[serde(deserialize_with = "number")]
+    pub(super) version: u64,
+}
+
+/// `experiments/get`
+#[derive(Deserialize)]
+pub(super) struct OneExperiment {
+    pub(super) experiment: Experiment,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Experiment {
+    #[serde(default)]
+    pub(super) artifact_location: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
 pub(super) struct ModelVersion {
     pub(super) name: String,
     /// A number; sent as text.
@@ -33,10 +72,12 @@ pub(super) struct ModelVersion {
     #[serde(default)]
     pub(super) status: String,
     #[serde(default)]
+    pub(super) current_stage: String,
+    #[serde(default)]
     pub(super) tags: Vec<Tag>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub(super) struct Tag {
     pub(super) key: String,
     #[serde(default)]

@@ -1,5 +1,9 @@
 //! Three gateways in processes of their own, asked over HTTP, with one Redis behind them.
 
+#![expect(clippy::print_stdout, reason = "a nightly run says what it counted")]
+#![expect(clippy::disallowed_methods, reason = "a caller in a test has no time-outs")]
+
+use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
@@ -118,7 +122,10 @@ async fn check_three_processes(amount: u64, ways: u64, repeats: u64) {
     for lease in [NonZeroU64::new(1), None] {
         let server = Server::start();
         let names: Vec<_> = (0..2 * repeats).map(|number| format!("p{number}")).collect();
-        let plans: String = names.iter().map(|name| format!("[plans.{name}]\nquota = {amount}\n")).collect();
+        let mut plans = String::new();
+        for name in &names {
+            writeln!(plans, "[plans.{name}]\nquota = {amount}").unwrap();
+        }
         let lease_line = lease.map(|lease| format!("lease = {lease}")).unwrap_or_default();
         let quota = format!("store = \"{}\"\non_store_down = \"closed\"\n{lease_line}", server.url());
         let mut site = site(&plans, &quota);

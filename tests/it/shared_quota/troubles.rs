@@ -22,7 +22,7 @@ async fn check_left_alone(bench: &Bench, quota: &Quota, trouble: &str) {
         assert!(matches!(bench.reserve(quota, 1).await, Err(Refusal::StoreDown)), "{trouble}");
     }
     let calls = quota.shared_store().unwrap().calls - before;
-    let probes = began.elapsed().as_millis() as u64 / 500 + 2;
+    let probes = began.elapsed().as_secs() * 2 + 3;
     assert!(requests <= FAILURES, "{trouble}: {requests} requests waited");
     assert!(calls <= requests + probes, "{trouble}: {calls} calls for {requests} requests and {probes} probes");
 }
@@ -128,7 +128,8 @@ async fn check_lagging_failover(on_store_down: OnStoreDown) {
     primary.kill();
     let mut lent = 0;
     for quota in &gateways {
-        lent += is_down(&bench, quota).await;
+        // All that the policy lends, so that nothing is lent for an answer that is late.
+        lent += bench.spend_meanwhile(quota, 20).await + is_down(&bench, quota).await;
     }
     ok(&replica.command(&["REPLICAOF", "NO", "ONE"]));
     assert_eq!(bench.given(&replica), 600, "the replica lags");
@@ -139,7 +140,11 @@ async fn check_lagging_failover(on_store_down: OnStoreDown) {
     }
     assert_eq!(bench.given(&replica), 700 + lent, "{on_store_down:?}: the gateways have told it all they know");
     let rest = bench.spend(&gateways[0], 500).await + bench.spend(&gateways[1], 500).await;
-    assert_eq!(700 + lent + rest, 1000, "{on_store_down:?}");
+    settle_all(&gateways).await;
+    assert_eq!(bench.given(&replica), 700 + lent + rest, "{on_store_down:?}: the figure to the row");
+    if on_store_down != OnStoreDown::Open {
+        assert_eq!(700 + lent + rest, 1000, "{on_store_down:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -169,8 +174,8 @@ async fn what_is_admitted_above_the_quota_is_what_a_parted_gateway_used_unseen_a
     far.leads_to(&replica);
     is_back(&here).await;
     assert_eq!(bench.spend(&here, 1000).await, 700, "the store has forgotten a hundred");
-    far.becomes(Weather::Fair);
     is_down(&parted, &there).await;
+    far.becomes(Weather::Fair);
     is_back(&there).await;
     settle_until_heard(&there).await;
     for quota in [&here, &there] {

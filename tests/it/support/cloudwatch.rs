@@ -42,6 +42,8 @@ pub(crate) enum Mode {
     Flaky,
     /// 400 `InvalidParameterValue`, whatever was sent.
     Refuse,
+    /// 403 `AccessDenied`, as to an identity that may not.
+    Deny,
 }
 
 /// A metric's name and its dimensions in the order they came.
@@ -202,6 +204,9 @@ async fn put_metric_data(State(shared): State<Arc<Shared>>, headers: HeaderMap, 
         Mode::Throttle => error(StatusCode::BAD_REQUEST, "Throttling", "Rate exceeded"),
         Mode::Fault => error(StatusCode::INTERNAL_SERVER_ERROR, "InternalServiceFault", "unwell"),
         Mode::Refuse => error(StatusCode::BAD_REQUEST, "InvalidParameterValue", "not today"),
+        Mode::Deny => {
+            error(StatusCode::FORBIDDEN, "AccessDenied", "not authorized to perform: cloudwatch:PutMetricData")
+        }
         Mode::Silent => std::future::pending().await,
         Mode::Drop => Body::from_stream(futures_util::stream::iter([
             Ok(Bytes::from_static(b"\xa1")),

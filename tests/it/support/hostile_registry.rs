@@ -30,6 +30,12 @@ impl Asked {
         Self { path, query: query.into_owned().collect(), headers: request.headers().clone() }
     }
 
+    /// Whether the bytes of `file` are asked for, by whichever route.
+    pub(crate) fn is_for(&self, file: &str) -> bool {
+        let by_version = self.path.ends_with("/model-versions/get-artifact");
+        if by_version { self.query["path"] == file } else { self.path.ends_with(&format!("/{file}")) }
+    }
+
     /// The first byte that was asked for, if not all were.
     pub(crate) fn range_start(&self) -> Option<usize> {
         let range = self.headers.get("range")?.to_str().unwrap();
@@ -107,7 +113,7 @@ impl Honest {
         match path.strip_prefix("/api/2.0/mlflow-artifacts/artifacts") {
             Some("") => ok(&self.listing()),
             Some(file) => self.whole(file.trim_start_matches("/0/run/artifacts/model/")),
-            None if path == "/model-versions/get-artifact" => self.part(&asked.query["path"], asked.range_start()),
+            None if path == "/model-versions/get-artifact" => self.part(&asked.query["path"], asked),
             None => not_found(),
         }
     }
@@ -128,16 +134,24 @@ impl Honest {
         self.bytes(file).map_or_else(not_found, |bytes| chunked(vec![Ok(bytes.to_vec())]))
     }
 
-    fn part(&self, file: &str, start: Option<usize>) -> Response {
+    /// A file with its validator, from the byte that was asked for on if the condition holds.
+    fn part(&self, file: &str, asked: &Asked) -> Response {
         let Some(bytes) = self.bytes(file) else { return not_found() };
-        let Some(start) = start else { return Response::new(Body::from(bytes.to_vec())) };
+        let etag = etag_of(bytes);
+        let response = Response::builder().header("etag", &etag);
+        let holds = asked.headers.get("if-range").is_none_or(|condition| *condition == etag);
+        let Some(start) = asked.range_start().filter(|_| holds) else {
+            return response.body(Body::from(bytes.to_vec())).unwrap();
+        };
         let range = format!("bytes {start}-{}/{}", bytes.len() - 1, bytes.len());
-        Response::builder()
-            .status(StatusCode::PARTIAL_CONTENT)
-            .header("content-range", range)
-            .body(Body::from(bytes[start..].to_vec()))
-            .unwrap()
+        let response = response.status(StatusCode::PARTIAL_CONTENT).header("content-range", range);
+        response.body(Body::from(bytes[start..].to_vec())).unwrap()
     }
+}
+
+/// What an honest server calls these bytes.
+pub(crate) fn etag_of(bytes: &[u8]) -> String {
+    format!("\"{:08x}\"", crc32fast::hash(bytes))
 }
 
 /// Version 1 of `m` as a registry has it.

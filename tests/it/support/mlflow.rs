@@ -8,7 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use modelgate::registry::{Config, Credentials, Mlflow, Registry};
+use modelgate::model::loading::Loading;
+use modelgate::registry::cache::Cache;
+use modelgate::registry::{Config, Credentials, Fetched, Found, Mlflow, Registry, RegistryError};
 use reqwest::Method;
 use serde_json::{Value, json};
 use url::Url;
@@ -20,6 +22,8 @@ pub(crate) struct Server {
     pub(crate) uri: Url,
     /// 2 or 3.
     pub(crate) major: u8,
+    /// The workspace its calls are for.
+    workspace: Option<&'static str>,
     _child: Child,
 }
 
@@ -41,6 +45,36 @@ pub(crate) fn v3_direct() -> &'static Server {
     SERVER.get_or_init(|| Server::start(3, "direct"))
 }
 
+/// MLflow 3 run with `--no-serve-artifacts` and its artifacts in S3, at `s3://samples/mlflow`.
+pub(crate) fn v3_bucket() -> &'static Server {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(|| Server::start(3, "bucket"))
+}
+
+/// MLflow 3 with basic authentication, run with `--static-prefix /mlflow`. The address holds [`PASSWORD`].
+pub(crate) fn v3_guarded() -> &'static Server {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(|| {
+        let mut server = Server::start(3, "guarded");
+        server.uri.set_path("/mlflow/");
+        server.uri.set_username("admin").unwrap();
+        server.uri.set_password(Some(PASSWORD)).unwrap();
+        server
+    })
+}
+
+/// The password of `admin`.
+pub(crate) const PASSWORD: &str = "the right password";
+
+/// MLflow 3 with workspaces, and all that is registered in [`WORKSPACE`].
+pub(crate) fn v3_workspaces() -> &'static Server {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(|| Server { workspace: Some(WORKSPACE), ..Server::start(3, "workspaces") })
+}
+
+/// The workspace of [`v3_workspaces`]; tests make it.
+pub(crate) const WORKSPACE: &str = "team-a";
+
 /// An `MLmodel` file of the ONNX flavour, and what it names.
 pub(crate) const ONNX_MLMODEL: &str = "\
 flavors:
@@ -51,7 +85,7 @@ saved_input_example_info: {artifact_path: input_example.json, serving_input_path
 
 /// A registry at `uri`, with no credentials and a short patience.
 pub(crate) fn registry_at(uri: &Url) -> Registry {
-    Registry::new(Config::Mlflow(mlflow_at(uri)), client())
+    Registry::new(Config::Mlflow(mlflow_at(uri).into()), client())
 }
 
 /// Its settings.
@@ -62,7 +96,15 @@ pub(crate) fn mlflow_at(uri: &Url) -> Mlflow {
         timeout: Duration::from_secs(30),
         workspace: None,
         max_bytes: 64 << 20,
+        ca_file: None,
+        artifact_roots: Vec::new(),
+        s3_endpoint: None,
     }
+}
+
+/// Fetches `found`; nobody looks how far it is.
+pub(crate) async fn fetch(registry: &Registry, found: &Found, cache: &Cache) -> Result<Fetched, RegistryError> {
+    registry.fetch(found, cache, &Loading::default()).await
 }
 
 /// A client as the gateway builds it: no redirects. One per test: connections belong to the test's runtime.
@@ -98,7 +140,7 @@ impl Server {
         let mut port = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut port).unwrap();
         let uri = format!("http://127.0.0.1:{}", port.trim()).parse();
-        Self { uri: uri.expect("the server prints its port"), major, _child: child }
+        Self { uri: uri.expect("the server prints its port"), major, workspace: None, _child: child }
     }
 
     /// The registry that this server is.
@@ -127,7 +169,12 @@ impl Server {
 
     /// Uploads a logged model that stays pending. Returns its id.
     pub(crate) async fn log_model(&self, files: &[(&str, &[u8])]) -> String {
-        let logged = self.post("logged-models", json!({ "experiment_id": "0", "name": "model" })).await;
+        self.log_model_in("0", files).await
+    }
+
+    /// The same, in an experiment.
+    pub(crate) async fn log_model_in(&self, experiment: &str, files: &[(&str, &[u8])]) -> String {
+        let logged = self.post("logged-models", json!({ "experiment_id": experiment, "name": "model" })).await;
         let info = &logged["model"]["info"];
         self.upload(info["artifact_uri"].as_str().unwrap(), files).await;
         info["model_id"].as_str().unwrap().to_owned()
@@ -145,7 +192,7 @@ impl Server {
         let body = json!({ "name": model });
         // It may be there.
         let url = self.api("registered-models/create");
-        filler().post(url).json(&body).send().await.unwrap();
+        self.with_workspace(filler().post(url).json(&body)).send().await.unwrap();
         let version = self.post("model-versions/create", from).await;
         version["model_version"]["version"].as_str().unwrap().parse().unwrap()
     }
@@ -179,17 +226,26 @@ impl Server {
 
     /// Any call of the API that must succeed.
     pub(crate) async fn call(&self, method: Method, path: &str, body: Value) -> Value {
-        let answer = filler().request(method, self.api(path)).json(&body).send().await.unwrap();
+        let request = filler().request(method, self.api(path)).json(&body);
+        let answer = self.with_workspace(request).send().await.unwrap();
         let (status, text) = (answer.status(), answer.text().await.unwrap());
         assert!(status.is_success(), "MLflow {} {path}: {status} {text}", self.major);
         serde_json::from_str(&text).unwrap()
+    }
+
+    fn with_workspace(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+        match self.workspace {
+            Some(workspace) => request.header("x-mlflow-workspace", workspace),
+            None => request,
+        }
     }
 
     fn api(&self, path: &str) -> Url {
         self.uri.join(&format!("api/2.0/mlflow/{path}")).unwrap()
     }
 
-    async fn upload(&self, to: &str, files: &[(&str, &[u8])]) {
+    /// Puts files below an artifact's address.
+    pub(crate) async fn upload(&self, to: &str, files: &[(&str, &[u8])]) {
         for (name, bytes) in files {
             match to.strip_prefix("mlflow-artifacts:") {
                 Some(path) => self.put(&format!("{path}/{name}"), bytes).await,
@@ -201,7 +257,7 @@ impl Server {
     async fn put(&self, path: &str, bytes: &[u8]) {
         let mut url = self.uri.join("api/2.0/mlflow-artifacts/artifacts").unwrap();
         url.path_segments_mut().unwrap().extend(path.trim_start_matches('/').split('/'));
-        let answer = filler().put(url).body(bytes.to_vec()).send().await.unwrap();
+        let answer = self.with_workspace(filler().put(url).body(bytes.to_vec())).send().await.unwrap();
         assert!(answer.status().is_success(), "upload of {path}: {}", answer.status());
     }
 }

@@ -1,10 +1,15 @@
 """Runs a real MLflow server on a free port of the loopback, prints the port, and goes when its parent goes.
 
-    python mlflow_server.py proxied|direct
+    python mlflow_server.py KIND
 
-Its parent holds the other end of stdin: however the parent ends, stdin closes then. `proxied` hands out artifacts itself,
-`direct` leaves them to a folder that only the server reads. The listener takes connections before the server is ready
-for them, so nobody needs to ask whether it is.
+Its parent holds the other end of stdin: however the parent ends, stdin closes then. The listener takes connections before
+the server is ready for them, so nobody needs to ask whether it is. Kinds:
+
+    proxied     hands out artifacts itself
+    direct      leaves them to a folder that only the server reads
+    bucket      leaves them to S3 (--no-serve-artifacts, an s3:// artifact root), where it never is
+    guarded     as proxied, with basic authentication (admin / "the right password") and under the path /mlflow
+    workspaces  as proxied, with workspaces
 """
 
 import os
@@ -16,17 +21,37 @@ import tempfile
 import threading
 
 folder = tempfile.mkdtemp(prefix="mlflow-test-")
-proxied = sys.argv[1] == "proxied"
+kind = sys.argv[1]
+proxied = kind not in ("direct", "bucket")
+root = {"direct": f"{folder}/artifacts", "bucket": "s3://samples/mlflow"}.get(kind, "mlflow-artifacts:/")
 os.environ.update(
     # What `mlflow server` hands to its workers. Starting them ourselves takes 2 seconds instead of 12.
     _MLFLOW_SERVER_FILE_STORE=f"sqlite:///{folder}/mlflow.db",
     _MLFLOW_SERVER_REGISTRY_STORE=f"sqlite:///{folder}/mlflow.db",
-    _MLFLOW_SERVER_ARTIFACT_ROOT="mlflow-artifacts:/" if proxied else f"{folder}/artifacts",
+    _MLFLOW_SERVER_ARTIFACT_ROOT=root,
     _MLFLOW_SERVER_ARTIFACT_DESTINATION=f"{folder}/artifacts",
     _MLFLOW_SERVER_SERVE_ARTIFACTS="true" if proxied else "false",
     MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
     MLFLOW_DISABLE_TELEMETRY="true",
+    # Its webhooks go to gateways on the loopback.
+    MLFLOW_WEBHOOK_ALLOWED_SCHEMES="http",
+    MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS="true",
+    MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY="bm90IGEgc2VjcmV0LCBvbmx5IGEgdGVzdCBvZiBvbmU=",
 )
+if kind == "guarded":
+    # Without the cache each request costs the server half a second.
+    settings = "default_permission = READ\nadmin_username = admin\nauth_cache_ttl_seconds = 60\n"
+    with open(f"{folder}/auth.ini", "w") as file:
+        file.write(f"[mlflow]\ndatabase_uri = sqlite:///{folder}/auth.db\n{settings}")
+    os.environ.update(
+        MLFLOW_AUTH_CONFIG_PATH=f"{folder}/auth.ini",
+        _MLFLOW_STATIC_PREFIX="/mlflow",
+        _MLFLOW_SGI_NAME="uvicorn",
+        MLFLOW_FLASK_SERVER_SECRET_KEY="for forms that nobody fills in",
+        MLFLOW_AUTH_ADMIN_PASSWORD="the right password",
+    )
+if kind == "workspaces":
+    os.environ.update(MLFLOW_ENABLE_WORKSPACES="true", MLFLOW_WORKSPACE_STORE_URI=f"sqlite:///{folder}/mlflow.db")
 os.setsid()
 os.chdir(folder)
 listener = socket.create_server(("127.0.0.1", 0))
@@ -41,7 +66,8 @@ def go_with_parent():
 def serve_3():
     import uvicorn
 
-    config = uvicorn.Config("mlflow.server.fastapi_app:app", log_level="warning")
+    app, is_factory = ("mlflow.server.auth:create_app", True) if kind == "guarded" else ("mlflow.server.fastapi_app:app", False)
+    config = uvicorn.Config(app, factory=is_factory, log_level="warning")
     uvicorn.Server(config).run(sockets=[listener])
 
 

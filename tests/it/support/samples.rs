@@ -82,6 +82,7 @@ impl Gate {
             format: Format::Parquet,
             rate: SamplingRate::ALL,
             rates: BTreeMap::new(),
+            failed: false,
             flush_rows: NonZeroU32::new(10_000).unwrap(),
             flush_age: Duration::from_mins(1),
             protect: Policy::default(),

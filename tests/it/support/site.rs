@@ -65,6 +65,12 @@ impl Site {
         Self { folder, text, keys: BTreeMap::new(), poll: POLL, probe_program: env!("CARGO_BIN_EXE_modelgate").into() }
     }
 
+    /// Edits the configuration, which the next start reads.
+    pub(crate) fn change(&mut self, from: &str, to: &str) {
+        assert!(self.text.contains(from), "the configuration has no `{from}`");
+        self.text = self.text.replace(from, to);
+    }
+
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
