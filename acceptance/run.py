@@ -314,6 +314,8 @@ def run(options, folder, processes):
     numeric = set(credit.columns) - set(texts)
     check("CloudWatch has every numeric feature", numeric <= features, sorted(numeric - features) or "")
     check("CloudWatch has every text feature", set(texts) <= {f for f, in measured["texts"]}, "")
+    check_percentiles(cloudwatch, card)
+    check_dashboard(cloudwatch, binary, quiet)
 
 
 def swap_under_load(port, key, rows, expected, classes, move):
@@ -385,6 +387,48 @@ def read_metrics(cloudwatch, model):
                     names[metric].add((dimensions["Feature"],))
     return {"Prediction": sum(point["SampleCount"] for point in points), "features": names["FeatureValue"],
             "texts": names["FeatureCategory"]}
+
+
+def check_percentiles(cloudwatch, card):
+    """Every row of credit-card was asked once: the percentiles CloudWatch makes of Values and Counts are those of the data."""
+    end = time.time() + 120
+    window = dict(Namespace="ModelGate", MetricName="FeatureValue", StartTime=end - 3600, EndTime=end, Period=7200)
+    furthest, compared = (0.0, ""), 0
+    for feature in (column for column in card.columns if card[column].min() >= 0):
+        dimensions = [{"Name": "Model", "Value": "credit-card"}, {"Name": "Feature", "Value": feature}]
+        for share in (50, 99):
+            points = cloudwatch.get_metric_statistics(Dimensions=dimensions, ExtendedStatistics=[f"p{share}"], **window)
+            found = [point["ExtendedStatistics"][f"p{share}"] for point in points["Datapoints"]]
+            low, high = np.percentile(card[feature], [share - 0.1, share + 0.1], method="closest_observation")
+            off = max(max(low - value, value - high, 0) / max(abs(high), 1) for value in found) if found else float("inf")
+            furthest, compared = max(furthest, (off, f"p{share} of {feature}")), compared + 1
+    check(f"{compared} percentiles read back from CloudWatch are within 3 % of the data's", furthest[0] <= 0.032, furthest)
+
+
+def check_dashboard(cloudwatch, binary, environment):
+    """What `dashboard put` made is read back, and every search of it is compared with the metrics there are."""
+    def put(*more, answer=""):
+        return subprocess.run([binary[0], "dashboard", "put", "--name", "gate", *more, *binary[1:]], input=answer,
+                              capture_output=True, text=True, env={**os.environ, **environment})
+
+    refused = put()
+    check("nothing is put without a yes, and the price comes first", refused.returncode == 1
+          and re.match(r"\d+ metrics, \$\d+\.\d\d a month", refused.stderr) and not cloudwatch.list_dashboards()["DashboardEntries"],
+          refused.stderr.splitlines()[0])
+    done = put("--yes", "--alarm-action", "arn:aws:sns:us-east-1:000000000000:on-call")
+    check("dashboard put", done.returncode == 0, done.stdout.strip() or done.stderr)
+    body = json.loads(cloudwatch.get_dashboard(DashboardName="gate")["DashboardBody"])
+    alarms = cloudwatch.describe_alarms(AlarmNamePrefix="ModelGate ")["MetricAlarms"]
+    check("three alarms a model and one for refused series are there", len(alarms) == 7, sorted(a["AlarmName"] for a in alarms))
+    schemas = set()
+    for page in cloudwatch.get_paginator("list_metrics").paginate(Namespace="ModelGate"):
+        schemas |= {(",".join(d["Name"] for d in metric["Dimensions"]), metric["MetricName"]) for metric in page["Metrics"]}
+    expressions = re.findall(r"SEARCH\('\{\"ModelGate\",?([^}]*)\} MetricName=\"(\w+)\"", " ".join(
+        row[0]["expression"] for widget in body["widgets"] for row in widget["properties"].get("metrics", [])))
+    seldom = {"FeatureMissing", "FeatureUnseen", "SeriesRefused", "Throttled", "Rollbacks", "VersionsRefused", "Accuracy", "RMSE",
+              "LabelledRows"}
+    empty = sorted(metric for dimensions, metric in expressions if (dimensions, metric) not in schemas and metric not in seldom)
+    check(f"{len(expressions)} searches of the dashboard find the metrics they name", len(expressions) > 20 and not empty, empty or "")
 
 
 def http_get(port, path):

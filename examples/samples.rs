@@ -138,6 +138,7 @@ async fn measure(table: &Table, name: &str, format: Format, scratch: &Path, plac
         offering += offer(&capture, records);
         spooling += spool(&capture, &mut writer).await?;
     }
+    let before = resident("VmRSS")?;
     let started = Instant::now();
     let flushed = writer.flush_once(noon, true).await;
     let flushing = started.elapsed();
@@ -147,7 +148,16 @@ async fn measure(table: &Table, name: &str, format: Format, scratch: &Path, plac
     println!("  offer: {:.0} ns a row on the request path", offering.as_secs_f64() * 1e9 / rows(sampled));
     println!("  spool: {:.0} rows a second, fsynced", rows(sampled) / spooling.as_secs_f64());
     println!("  flush: {:.0} rows a second, converted and stored", rows(sampled) / flushing.as_secs_f64());
+    println!("  memory: {before} MiB before the flush, {} MiB at most so far", resident("VmHWM")?);
     Ok(())
+}
+
+/// Mebibytes of this process that are in memory, as Linux tells them.
+fn resident(of: &str) -> anyhow::Result<u64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(of)).context("Linux has such a line")?;
+    let kibibytes: u64 = line.trim_matches(|letter: char| !letter.is_ascii_digit()).parse()?;
+    Ok(kibibytes / 1024)
 }
 
 fn offer(capture: &Capture, records: Vec<Record>) -> Duration {

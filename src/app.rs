@@ -125,8 +125,8 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     let quota = Arc::new(Quota::open(config.quota, &mut getrandom::fill)?);
     // What samples may not hold, metrics may not show.
     let withheld = config.capture.as_ref().map(|capture| capture.protect.names()).unwrap_or_default();
-    let metrics = Metrics::withholding(config.metrics, withheld);
-    let drift = Drift::open(config.drift, config.data_dir.join("drift.state"));
+    let metrics = Metrics::withholding(config.metrics, withheld.clone());
+    let drift = Drift::open(config.drift, config.data_dir.join("drift.state"), withheld);
     let aws = Aws::default();
     let samples = config.capture.as_ref().map(|capture| capture.sink.clone());
     let (capture, capture_writer) = open_capture(config.capture, &aws, seed).await?;

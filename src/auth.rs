@@ -380,10 +380,9 @@ impl LiveKeys {
         let StoredKey { record, hash } = key;
         self.has_imported |= record.imported;
         let known = before.find(&hash).map_or(0, |key| key.last_address.load(Ordering::Relaxed));
-        if record.revoked.is_none() {
-            let end = record.expires.unwrap_or(Timestamp::MAX);
-            self.pins.extend(pins.iter().map(|pin| Pin { until: pin.until.min(end), ..pin.clone() }));
-        }
+        // Nobody shows a key that was revoked: what it stays on is held for nobody.
+        let end = record.revoked.or(record.expires).unwrap_or(Timestamp::MAX);
+        self.pins.extend(pins.iter().map(|pin| Pin { until: pin.until.min(end), ..pin.clone() }));
         let live = LiveKey {
             hash,
             switch: match (record.revoked, record.disabled) {

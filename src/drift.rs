@@ -13,7 +13,6 @@ use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 
-use self::axis::Axis;
 use self::baseline::{Baseline, BaselineError, Subject};
 use self::builder::Builder;
 use self::learner::Learner;
@@ -41,7 +40,8 @@ mod window;
 pub struct Config {
     /// How far back a window looks.
     pub window: Duration,
-    /// The PSI from which a feature has drifted, unless chance alone would make more.
+    /// The PSI from which a feature has drifted, unless chance alone would make more; and the measure of how much one
+    /// category must grow.
     pub threshold: f64,
     /// Below so many rows there is no verdict.
     pub min_rows: u64,
@@ -70,6 +70,8 @@ struct Shared {
     changes: Mutex<()>,
     /// What outlasts a restart, if anything does.
     state: Option<State>,
+    /// Features whose values may not be on the disk.
+    withheld: Vec<String>,
 }
 
 /// One version.
@@ -77,6 +79,8 @@ struct Shared {
 struct Watched {
     id: Weak<Identity>,
     trouble: Vec<String>,
+    /// Whether its baseline is made of values that may not be on the disk.
+    is_private: bool,
     phase: ArcSwap<Phase>,
 }
 
@@ -103,15 +107,22 @@ impl Drift {
     /// Watches nothing yet, and forgets at a restart.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        Self(Arc::new(Shared { config, watched: ArcSwap::default(), changes: Mutex::new(()), state: None }))
+        Self(Arc::new(Shared {
+            config,
+            watched: ArcSwap::default(),
+            changes: Mutex::new(()),
+            state: None,
+            withheld: Vec::new(),
+        }))
     }
 
     /// As [`new`](Self::new), with what an earlier process [saved](Self::save_once) in `file`. One that cannot be used is
-    /// set aside, which is logged.
+    /// set aside, which is logged. A version that learns a baseline of the features `withheld`, by the model's or the callers'
+    /// name for them, is not saved: its edges and categories are their values.
     #[must_use]
-    pub fn open(config: Config, file: PathBuf) -> Self {
+    pub fn open(config: Config, file: PathBuf, withheld: Vec<String>) -> Self {
         let state = Some(State::open(file));
-        Self(Arc::new(Shared { config, watched: ArcSwap::default(), changes: Mutex::new(()), state }))
+        Self(Arc::new(Shared { config, watched: ArcSwap::default(), changes: Mutex::new(()), state, withheld }))
     }
 
     /// Writes down what there is to know at `now`, and waits until it is on the disk. A failure is logged, and costs what
@@ -139,7 +150,7 @@ impl Drift {
     /// As [`watch`](Self::watch), of a model taken apart.
     pub fn watch_parts(&self, id: &Arc<Identity>, features: &Features, found: Result<Option<Baseline>, BaselineError>) {
         let saved = self.0.state.as_ref().and_then(|state| state.claim(id));
-        let watched = Arc::new(Watched::new(id, features.list(), found, saved, &self.0.config));
+        let watched = Arc::new(Watched::new(id, features.list(), found, saved, &self.0));
         for trouble in &watched.trouble {
             tracing::warn!(model.name = %id.name, model.version = %id.version, "drift of `{}` version {}: {trouble}", id.name, id.version);
         }
@@ -243,8 +254,9 @@ impl Watched {
         features: &[Feature],
         found: Result<Option<Baseline>, BaselineError>,
         saved: Option<Saved>,
-        config: &Config,
+        shared: &Shared,
     ) -> Self {
+        let Shared { config, withheld, .. } = shared;
         let mut trouble = Vec::new();
         let baseline = found.unwrap_or_else(|error| {
             trouble.push(format!("{error}; the first rows are the baseline instead"));
@@ -255,15 +267,19 @@ impl Watched {
         }
         let features = &features[..features.len().min(FEATURES_MAX)];
         let mut phase = Phase::new(features, &baseline.unwrap_or_default(), config, &mut trouble);
+        let is_withheld =
+            |feature: &Feature| withheld.iter().any(|name| **name == *feature.name || **name == *feature.field);
+        let mut learned = features.iter().zip(&phase.features).filter(|(_, known)| known.is_none());
+        let is_private = learned.any(|(feature, _)| is_withheld(feature));
         if let Some(saved) = saved {
             phase = phase.restored(features, saved, config);
         }
-        Self { id: Arc::downgrade(id), trouble, phase: ArcSwap::from_pointee(phase) }
+        Self { id: Arc::downgrade(id), trouble, is_private, phase: ArcSwap::from_pointee(phase) }
     }
 
-    /// What another process needs to go on; nothing of a version that is gone.
+    /// What another process needs to go on; nothing of a version that is gone, or whose baseline may not be on the disk.
     fn saved(&self) -> Option<Saved> {
-        let id = self.id.upgrade()?;
+        let id = self.id.upgrade().filter(|_| !self.is_private)?;
         let phase = self.phase.load();
         Some(Saved::of(&id, phase.learner.is_none(), phase.saved(), phase.window.saved()))
     }

@@ -39,7 +39,7 @@ pub enum Select {
 #[derive(Clone, Debug)]
 pub enum Config {
     /// An MLflow server.
-    Mlflow(Mlflow),
+    Mlflow(Box<Mlflow>),
     /// A directory: `<root>/<registered model>/<version>/MLmodel`, aliases in `<root>/<registered model>/aliases.toml`.
     Directory(PathBuf),
 }
@@ -170,7 +170,7 @@ impl Registry {
     #[must_use]
     pub fn new(config: Config, http: reqwest::Client) -> Self {
         match config {
-            Config::Mlflow(mlflow) => Self::Mlflow(mlflow::Client::new(mlflow, http)),
+            Config::Mlflow(mlflow) => Self::Mlflow(mlflow::Client::new(*mlflow, http)),
             Config::Directory(root) => Self::Directory(directory::Directory::new(root)),
         }
     }

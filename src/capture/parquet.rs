@@ -37,6 +37,8 @@ use crate::model::{Cell, Digest, Value};
 
 use super::segment::{Contents, Row, Sample, Schema, ValueKind};
 
+mod encoding;
+
 /// The version of the columns above, in the file's metadata as `modelgate.schema`.
 const SCHEMA_VERSION: &str = "1";
 
@@ -53,7 +55,8 @@ const ZSTD_LEVEL: i32 = 3;
 pub fn encode(contents: &Contents) -> Result<Vec<u8>> {
     let schema = &contents.header.schema;
     let columns = columns(schema);
-    let mut writer = SerializedFileWriter::new(Vec::new(), message(&columns)?, properties(schema, &columns)?.into())?;
+    let properties = properties(contents, &columns)?;
+    let mut writer = SerializedFileWriter::new(Vec::new(), message(&columns)?, properties.into())?;
     let mut group = writer.next_row_group()?;
     for column in &columns {
         if let Some(mut chunk) = group.next_column()? {
@@ -145,7 +148,8 @@ fn message(columns: &[Column]) -> Result<Arc<Type>> {
     Type::group_type_builder("sample").with_fields(fields).build().map(Arc::new)
 }
 
-fn properties(schema: &Schema, columns: &[Column]) -> Result<WriterProperties> {
+fn properties(contents: &Contents, columns: &[Column]) -> Result<WriterProperties> {
+    let schema = &contents.header.schema;
     let entry = |key: &str, value: &str| KeyValue::new(key.to_owned(), value.to_owned());
     let mut metadata = vec![
         entry("modelgate.schema", SCHEMA_VERSION),
@@ -160,9 +164,12 @@ fn properties(schema: &Schema, columns: &[Column]) -> Result<WriterProperties> {
         .set_key_value_metadata(Some(metadata))
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL)?))
         .set_statistics_enabled(EnabledStatistics::Chunk);
-    for column in columns.iter().filter(|column| column.is_mostly_distinct()) {
-        let path = ColumnPath::from(vec![column.name.clone()]);
-        properties = properties.set_column_dictionary_enabled(path, false);
+    for column in columns {
+        if let Some(encoding) = encoding::of(column.source, contents) {
+            let path = ColumnPath::from(vec![column.name.clone()]);
+            properties = properties.set_column_dictionary_enabled(path.clone(), false);
+            properties = properties.set_column_encoding(path, encoding);
+        }
     }
     Ok(properties.build())
 }
@@ -173,11 +180,6 @@ impl Column {
         let repetition = if self.source.is_required() { Repetition::REQUIRED } else { Repetition::OPTIONAL };
         let builder = Type::primitive_type_builder(&self.name, physical);
         builder.with_logical_type(logical).with_repetition(repetition).build().map(Arc::new)
-    }
-
-    /// A dictionary of such values would only cost.
-    fn is_mostly_distinct(&self) -> bool {
-        matches!(self.source, Source::RequestId | Source::Time | Source::Score | Source::Probability(_))
     }
 
     fn write(&self, contents: &Contents, chunk: &mut SerializedColumnWriter<'_>) -> Result<()> {

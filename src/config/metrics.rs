@@ -119,3 +119,28 @@ fn header(part: &str) -> Option<(HeaderName, HeaderValue)> {
     value.set_sensitive(true);
     Some((name.trim().parse().ok()?, value))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(part: &str, expected: Option<(&str, &str)>) {
+        let read = header(part);
+        let read = read.as_ref().map(|(name, value)| (name.as_str(), value.to_str().unwrap()));
+        assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn headers_are_written_as_opentelemetry_writes_them() {
+        check("api-key=a%20b%3D%2C", Some(("api-key", "a b=,")));
+        check(" Tenant = x ", Some(("tenant", "x")));
+        check("no value", None);
+        check("a b=c", None);
+        check("a=%0A", None);
+    }
+
+    #[test]
+    fn a_header_is_a_secret() {
+        assert!(header("a=b").unwrap().1.is_sensitive());
+    }
+}

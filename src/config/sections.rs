@@ -135,7 +135,7 @@ pub(super) fn registry(mut s: Section<'_>) -> Registry {
         Location::Server(mut uri) => {
             let in_uri = take_credentials(&mut uri);
             let credentials = if matches!(given, Credentials::None) { in_uri } else { given };
-            registry::Config::Mlflow(registry::Mlflow {
+            registry::Config::Mlflow(Box::new(registry::Mlflow {
                 uri,
                 credentials,
                 timeout,
@@ -144,7 +144,7 @@ pub(super) fn registry(mut s: Section<'_>) -> Registry {
                 ca_file,
                 artifact_roots,
                 s3_endpoint,
-            })
+            }))
         }
     };
     Registry { config, poll_interval, write_back, webhook_secret }

@@ -76,7 +76,7 @@ impl Axis {
             Self::Texts(categories) => MISSING + 1..MISSING + 1 + categories.names.len(),
             Self::Numbers(edges) => {
                 let is_whole = edges.iter().all(|edge| edge.fract() == 0.0);
-                let is_heaped = matches!(&edges[..], [.., one, last] if one == last);
+                let is_heaped = matches!(&edges[..], [.., one, last] if one >= last);
                 if is_whole && is_heaped { MISSING + 2..self.last() } else { 0..0 }
             }
         }

@@ -229,6 +229,22 @@ mod tests {
         }
     }
 
+    /// What Evidently says of the same bins; made by scripts/make-drift-evidently.py.
+    const EVIDENTLY: &str = include_str!("../../tests/fixtures/drift-evidently.json");
+
+    #[test]
+    fn evidently_agrees() {
+        let fixture: Value = serde_json::from_str(EVIDENTLY).unwrap();
+        let cases = fixture.as_array().unwrap();
+        assert!(cases.len() > 15);
+        for case in cases {
+            let (e, o) = (counts(&case["expected"]), counts(&case["observed"]));
+            check(psi(&e, &o), &case["psi"], "PSI");
+            check(jensen_shannon(&e, &o), &case["js"], "Jensen-Shannon");
+            check(kolmogorov_smirnov(&e, &o), &case["ks"], "Kolmogorov-Smirnov");
+        }
+    }
+
     #[test]
     fn nothing_is_no_distance() {
         for score in [psi, jensen_shannon, kolmogorov_smirnov, l_infinity] {
@@ -237,7 +253,7 @@ mod tests {
         assert!(robust(0.9, 0, 5) == 0.0 && by_chance(0, 1, 4.0) == 0.0);
     }
 
-    /// Draws two samples of one population of `shares`, two thousand times, and checks how often a difference is more than
+    /// Draws two samples of one population of `shares`, six hundred times, and checks how often a difference is more than
     /// what chance makes of it.
     #[track_caller]
     fn check_by_chance(m: u64, n: u64, exceeds: impl Fn(&[u64], &[u64], f64) -> bool, most: f64) {
@@ -255,38 +271,52 @@ mod tests {
             }
             counts
         };
-        let exceeded = (0..2000).filter(|_| exceeds(&sample(m), &sample(n), 0.05)).count();
-        let share = f64::from(u32::try_from(exceeded).unwrap()) / 2000.0;
+        let exceeded = (0..600).filter(|_| exceeds(&sample(m), &sample(n), 0.05)).count();
+        let share = f64::from(u32::try_from(exceeded).unwrap()) / 600.0;
         assert!(share <= most, "{share} of the samples");
     }
 
     #[test]
     fn an_unchanged_population_exceeds_what_chance_makes_as_rarely_as_stated() {
-        // Of 2000 draws at 5 %, more than 6.5 % come in one of a thousand runs; the normal law is an approximation.
-        for (m, n) in [(1000, 200), (30_000, 500)] {
+        // Of 600 draws at 5 %, more than 8 % come in one of a thousand runs; the normal law is an approximation.
+        for (m, n) in [(1000, 200), (2000, 500)] {
             let ks = |e: &[u64], o: &[u64], tail| {
                 kolmogorov_smirnov(e, o) > kolmogorov_smirnov_by_chance(total(o), total(e), tail)
             };
-            check_by_chance(m, n, ks, 0.05);
+            check_by_chance(m, n, ks, 0.065);
             let stability = |e: &[u64], o: &[u64], tail| {
                 let places = occupied(e, o);
                 psi(e, o) > psi_by_chance(total(o), total(e), places, chance_point(places, tail))
             };
-            check_by_chance(m, n, stability, 0.065);
+            check_by_chance(m, n, stability, 0.08);
             let linf = |e: &[u64], o: &[u64], tail| l_infinity(e, o) > l_infinity_by_chance(e, o, tail);
-            check_by_chance(m, n, linf, 0.065);
+            check_by_chance(m, n, linf, 0.08);
             let js = |e: &[u64], o: &[u64], tail| {
                 let places = occupied(e, o);
                 let psi = psi_by_chance(total(o), total(e), places, chance_point(places, tail));
                 jensen_shannon(e, o) > jensen_shannon_at(psi)
             };
-            check_by_chance(m, n, js, 0.065);
+            check_by_chance(m, n, js, 0.08);
             let place = |e: &[u64], o: &[u64], tail| {
                 let difference = share(o[3], total(o)) - share(e[3], total(e));
                 difference.abs() > share_by_chance((o[3], total(o)), (e[3], total(e)), tail)
             };
-            check_by_chance(m, n, place, 0.065);
+            check_by_chance(m, n, place, 0.08);
         }
+    }
+
+    /// Twenty bins and a missing value, few rows: chi-square alone is exceeded in more than 2 % of such samples.
+    #[test]
+    fn the_heavier_tail_of_few_rows_is_covered() {
+        let mut draw = fastrand::Rng::with_seed(9);
+        let mut sample = |rows: u64| {
+            let mut counts = [0; 21];
+            (0..rows).for_each(|_| counts[draw.usize(..21)] += 1);
+            counts
+        };
+        let exceeds = |e: &[u64], o: &[u64]| psi(e, o) > psi_by_chance(200, 1000, 21, chance_point(21, 0.01));
+        let exceeded = (0..3000).filter(|_| exceeds(&sample(1000), &sample(200))).count();
+        assert!(exceeded <= 45, "{exceeded} of 3000 for thirty that are stated");
     }
 
     #[test]

@@ -99,7 +99,7 @@ fn subject(feature: Feature) -> Result<Option<Subject>, String> {
 
 fn bins(name: &Arc<str>, common: &Common, buckets: &[Bucket]) -> Result<Subject, String> {
     let wrong = || format!("the buckets of `{name}` do not follow each other");
-    let joined = buckets.windows(2).all(|pair| pair[0].upper_bound.total_cmp(&pair[1].lower_bound).is_eq());
+    let joined = buckets.windows(2).all(|pair| is_near(pair[0].upper_bound, pair[1].lower_bound));
     let (Some(first), true) = (buckets.first(), joined) else { return Err(wrong()) };
     let (missing, mut edges, mut counts) = (whole(common.num_missing)?, vec![first.lower_bound], Vec::new());
     for bucket in buckets {
@@ -112,6 +112,11 @@ fn bins(name: &Arc<str>, common: &Common, buckets: &[Bucket]) -> Result<Subject,
         }
     }
     Subject::of_bins(Arc::clone(name), edges, counts, missing).ok_or_else(wrong)
+}
+
+/// Equal but for what two ways to compute a bound differ in.
+fn is_near(one: f64, other: f64) -> bool {
+    (one - other).abs() <= 1e-9 * one.abs().max(other.abs())
 }
 
 fn categories(name: &Arc<str>, common: &Common, mut found: Vec<Category>) -> Result<Subject, String> {
@@ -154,6 +159,22 @@ mod tests {
         );
         let baseline = parse(&text).unwrap();
         assert_eq!((baseline.rows, &baseline.features[0].counts[..]), (10, &[1, 0, 4, 5, 0][..]));
+    }
+
+    /// As Model Monitor writes it for a credit model: ten buckets, a sketch, categories; a column that was always missing,
+    /// and one of no type.
+    const REAL: &str = include_str!("../../tests/fixtures/statistics.json");
+
+    #[test]
+    fn a_file_of_model_monitor_is_read() {
+        let baseline = parse(REAL).unwrap();
+        let names: Vec<&str> = baseline.features.iter().map(|feature| &*feature.name).collect();
+        assert_eq!((baseline.rows, names), (12_000, vec!["Age", "Annual_Income", "Num_of_Loan", "Occupation", "Flag"]));
+        let counts: Vec<&[u64]> = baseline.features.iter().map(|feature| &feature.counts[..]).collect();
+        assert_eq!(counts[0].iter().sum::<u64>(), 12_000);
+        assert_eq!((counts[0].len(), counts[0][0]), (13, 120), "missing, below, ten buckets, above");
+        assert_eq!(counts[3], [0, 3600, 3000, 2400, 1800, 1200]);
+        assert_eq!(counts[4], [0, 0, 12_000, 0], "one value");
     }
 
     #[test]

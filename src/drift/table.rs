@@ -1,8 +1,11 @@
-//! Training data as CSV (RFC 4180: a header, quotes where needed) → a [`Baseline`]. An empty cell is a missing value.
+//! Training data as CSV (RFC 4180: a header, quotes where needed) → a [`Baseline`].
+//!
+//! Files are taken as people have them: with a byte-order mark, with semicolons, tabs or bars between the fields, and with
+//! the words that pandas reads as missing beside the empty cell. Where semicolons are, numbers may have a decimal comma.
 //!
 //! Of data with more than [`ROWS_MAX`] rows that many are drawn, each row as likely as any other.
 
-use std::io::Read;
+use std::io::{BufRead as _, BufReader, Read};
 use std::sync::Arc;
 
 use csv::StringRecord;
@@ -21,9 +24,23 @@ pub const ROWS_MAX: usize = 100_000;
 /// The draw is the same each time, so that the same data make the same baseline.
 const SEED: u64 = 1;
 
+/// What stands for a value that is missing, beside nothing: what pandas takes for it, whose frames models are made of.
+const MISSING: [&str; 17] = [
+    "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL",
+    "NaN", "None", "n/a", "nan",
+];
+
+/// What may be between fields. Of two that are in the header equally often the first is taken.
+const DELIMITERS: [u8; 4] = [b',', b';', b'\t', b'|'];
+
+/// How much of a file is looked at for its delimiter: a header of the most columns is shorter.
+const HEADER_MAX_BYTES: usize = 1 << 20;
+
 /// Rows of training data, as texts.
 #[derive(Debug)]
 pub struct Table {
+    /// Whether numbers have a decimal comma.
+    has_commas: bool,
     header: Vec<Arc<str>>,
     /// With the line each begins on.
     rows: Vec<(u64, StringRecord)>,
@@ -34,8 +51,11 @@ pub struct Table {
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
     /// It is no CSV.
-    #[error("the data are not CSV: {0}")]
+    #[error("the data are not CSV in UTF-8: {0}")]
     Csv(#[from] csv::Error),
+    /// It cannot be read.
+    #[error("the data cannot be read: {0}")]
+    Read(#[from] std::io::Error),
     /// A header and nothing below it.
     #[error("the data have no rows")]
     Empty,
@@ -87,9 +107,10 @@ impl Table {
     /// # Errors
     /// When it is no CSV, or has no rows.
     pub fn read(data: impl Read) -> Result<Self, TableError> {
-        let mut reader = csv::ReaderBuilder::new().from_reader(data);
-        let header: Vec<Arc<str>> =
-            reader.headers()?.iter().map(|name| name.trim_start_matches('\u{feff}').into()).collect();
+        let mut data = BufReader::with_capacity(HEADER_MAX_BYTES, data);
+        let delimiter = delimiter(&mut data)?;
+        let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(data);
+        let header: Vec<Arc<str>> = reader.headers()?.iter().map(Arc::from).collect();
         check_header(&header)?;
         let mut draw = fastrand::Rng::with_seed(SEED);
         let (mut rows, mut total) = (Vec::new(), 0_u64);
@@ -105,7 +126,10 @@ impl Table {
                 rows[place] = (line, record);
             }
         }
-        if rows.is_empty() { Err(TableError::Empty) } else { Ok(Self { header, rows, total }) }
+        if rows.is_empty() {
+            return Err(TableError::Empty);
+        }
+        Ok(Self { has_commas: delimiter == b';', header, rows, total })
     }
 
     /// How many rows the data have, and how many of them are looked at.
@@ -143,17 +167,19 @@ impl Table {
         self.baseline(columns.collect(), bins)
     }
 
-    /// The baseline of all columns: numbers where every cell is one, else texts.
+    /// The baseline of all columns that have a name: numbers where every cell is one, else texts. The column without one is
+    /// the index of a frame.
     ///
     /// # Errors
     /// Never for a table that could be read.
     pub fn baseline_of_all(&self, bins: usize) -> Result<Baseline, TableError> {
         let kind = |column: usize| {
-            let mut cells = self.rows.iter().map(|(_, row)| &row[column]).filter(|cell| !cell.is_empty()).peekable();
-            let numbers = cells.peek().is_some() && cells.all(|cell| number(cell).is_ok());
+            let mut cells = self.rows.iter().map(|(_, row)| &row[column]).filter(|cell| !is_missing(cell)).peekable();
+            let numbers = cells.peek().is_some() && cells.all(|cell| self.number(cell).is_ok());
             if numbers { Kind::Double } else { Kind::Text }
         };
-        self.baseline((0..self.header.len()).map(|column| (column, kind(column))).collect(), bins)
+        let named = (0..self.header.len()).filter(|column| !self.header[*column].is_empty());
+        self.baseline(named.map(|column| (column, kind(column))).collect(), bins)
     }
 
     fn baseline(&self, columns: Vec<(usize, Kind)>, bins: usize) -> Result<Baseline, TableError> {
@@ -171,7 +197,7 @@ impl Table {
         let mut builder = if kind == Kind::Text { Builder::of_texts() } else { Builder::default() };
         for (line, row) in &self.rows {
             let wrong = |expected| self.wrong(*line, column, &row[column], expected);
-            match (raw(kind, &row[column]).map_err(wrong)?, kind) {
+            match (self.raw(kind, &row[column]).map_err(wrong)?, kind) {
                 (Raw::Text(text), _) => builder.add_text(text),
                 (Raw::Float(number), _) => builder.add_number(number),
                 (Raw::Boolean(value), _) => builder.add_number(f64::from(u8::from(value))),
@@ -190,11 +216,35 @@ impl Table {
             let mut rows = features.rows();
             rows.begin();
             for (column, feature) in &columns {
-                rows.set(&feature.field, raw(feature.kind, &row[*column]).ok()?);
+                rows.set(&feature.field, self.raw(feature.kind, &row[*column]).ok()?);
             }
             rows.end();
             rows.finish().ok()
         })
+    }
+
+    /// A cell as a caller would send it; missing is null.
+    fn raw<'c>(&self, kind: Kind, cell: &'c str) -> Result<Raw<'c>, &'static str> {
+        match kind {
+            _ if is_missing(cell) => Ok(Raw::Null),
+            Kind::Text => Ok(Raw::Text(cell)),
+            Kind::Boolean => boolean(cell).map(Raw::Boolean),
+            Kind::Integer | Kind::Long if let Ok(whole) = cell.trim().parse() => Ok(Raw::Integer(whole)),
+            Kind::Integer | Kind::Long | Kind::Float | Kind::Double => self.number(cell).map(Raw::Float),
+        }
+    }
+
+    /// A finite number.
+    fn number(&self, cell: &str) -> Result<f64, &'static str> {
+        let cell = cell.trim();
+        let parsed = match cell.parse::<f64>() {
+            Err(_) if self.has_commas => cell.replacen(',', ".", 1).parse(),
+            parsed => parsed,
+        };
+        match parsed {
+            Ok(number) if number.is_finite() => Ok(number),
+            _ => Err("a number"),
+        }
     }
 
     fn column(&self, name: &str) -> Option<usize> {
@@ -229,17 +279,33 @@ fn check_header(header: &[Arc<str>]) -> Result<(), TableError> {
     }
 }
 
-/// A cell as a caller would send it; missing is null.
-fn raw(kind: Kind, cell: &str) -> Result<Raw<'_>, &'static str> {
-    match kind {
-        _ if cell.is_empty() => Ok(Raw::Null),
-        Kind::Text => Ok(Raw::Text(cell)),
-        Kind::Boolean => boolean(cell).map(Raw::Boolean),
-        Kind::Integer | Kind::Long if let Ok(whole) = cell.trim().parse() => Ok(Raw::Integer(whole)),
-        Kind::Integer | Kind::Long | Kind::Float | Kind::Double => {
-            number(cell).map(|number| number.map_or(Raw::Null, Raw::Float))
+/// The delimiter that the first line has most of, outside of quotes; a comma if it has none. A byte-order mark is passed
+/// over, because a quote behind it would not be seen as one.
+fn delimiter(data: &mut BufReader<impl Read>) -> std::io::Result<u8> {
+    if data.fill_buf()?.starts_with(b"\xef\xbb\xbf") {
+        data.consume(3);
+    }
+    let mut counts = [0_usize; DELIMITERS.len()];
+    let mut is_quoted = false;
+    for byte in data.fill_buf()? {
+        match byte {
+            b'"' => is_quoted = !is_quoted,
+            b'\n' | b'\r' if !is_quoted => break,
+            _ if is_quoted => (),
+            _ => {
+                if let Some(which) = DELIMITERS.iter().position(|delimiter| delimiter == byte) {
+                    counts[which] += 1;
+                }
+            }
         }
     }
+    let most = (0..counts.len()).rev().max_by_key(|which| counts[*which]);
+    Ok(most.map_or(b',', |which| DELIMITERS[which]))
+}
+
+fn is_missing(cell: &str) -> bool {
+    let cell = cell.trim();
+    cell.is_empty() || MISSING.contains(&cell) || cell == "null"
 }
 
 fn boolean(cell: &str) -> Result<bool, &'static str> {
@@ -247,15 +313,6 @@ fn boolean(cell: &str) -> Result<bool, &'static str> {
         "true" | "True" | "TRUE" | "1" => Ok(true),
         "false" | "False" | "FALSE" | "0" => Ok(false),
         _ => Err("true or false"),
-    }
-}
-
-/// A finite number; `nan`, as some programs write what is missing, is none.
-fn number(cell: &str) -> Result<Option<f64>, &'static str> {
-    match cell.trim().parse::<f64>() {
-        Ok(number) if number.is_finite() => Ok(Some(number)),
-        Ok(number) if number.is_nan() => Ok(None),
-        _ => Err("a number"),
     }
 }
 
@@ -294,6 +351,28 @@ mod tests {
         assert_eq!(counts(&all, "ok").len(), 5);
     }
 
+    /// Reads `text` and checks the places of two columns.
+    #[track_caller]
+    fn check_read(text: &[u8], age: &[u64], job: &[u64]) {
+        let baseline = Table::read(text).unwrap().baseline_of_all(20).unwrap();
+        assert_eq!((baseline.extent().0, counts(&baseline, "Age"), counts(&baseline, "Job")), (2, age, job));
+    }
+
+    #[test]
+    fn files_are_read_as_people_have_them() {
+        let (age, job): (&[u64], &[u64]) = (&[1, 0, 1, 1, 0], &[1, 1, 1, 0]);
+        check_read(b"Age,Job\n40,a\n41,b\n,\n", age, job);
+        check_read(b"\xef\xbb\xbf\"Age\",\"Job\"\r\n\"40\",\"a\"\r\n41,b\r\nNA,NULL\r\n", age, job);
+        check_read(b"Age;Job\n40,5;a\n41,5;b\nNaN;None\n", age, job);
+        check_read(b"Age\tJob\n40\ta\n41\tb\n<NA>\tn/a\n", age, job);
+        check_read(b"Age|Job\n 40 |a\n41|b\n | \n", age, job);
+        // A comma in a quoted name is no delimiter, and the index of a frame is no feature.
+        check_read(b";Age;Job\n0;40;\"a, or b; or c\"\n1;41;b\n2;;null\n", age, job);
+        check_read(b"Age,Job\n40,2024-01-31\n41,2024-02-01 10:00:00\n,\n", age, job);
+        let quoted = Table::read(&b"\"a,b,c\";Age\n1;2\n"[..]).unwrap();
+        assert_eq!(quoted.baseline_of_all(20).unwrap().extent(), (2, false));
+    }
+
     #[test]
     fn a_column_that_stands_for_one_hot_columns_is_a_feature() {
         let table = table("Job,Age\nDoctor,4\nNobody,5\n").unwrap();
@@ -318,6 +397,12 @@ mod tests {
         check("Age,Age\n1,2\n", "two columns are called `Age`");
         check("Age,Job\n", "no rows");
         check("Age,Job\n1,a,b\n", "not CSV");
+        check("Age,Job\n\"1,234.5\",a\n", "line 2: `Age` is \"1,234.5\", expected a number");
+        check("Age;Job\n1,234.5;a\n", "line 2: `Age`");
+        let latin = Table::read(&b"Age,Job\n1,Z\xfcrich\n"[..]).unwrap_err().to_string();
+        assert!(latin.contains("UTF-8") && latin.contains("line 2"), "{latin}");
+        let wide = Table::read(&b"\xff\xfeA\0,\0B\0\n\0"[..]).unwrap_err().to_string();
+        assert!(wide.contains("UTF-8"), "{wide}");
         check("", "no rows");
     }
 

@@ -84,7 +84,7 @@ impl Bench {
 
     /// One whose drift is kept in `file`.
     fn kept(seed: u64, config: Config, found: Result<Option<Baseline>, BaselineError>, file: &Path) -> Self {
-        Self::watching(seed, Drift::open(config, file.to_owned()), found)
+        Self::watching(seed, Drift::open(config, file.to_owned(), Vec::new()), found)
     }
 
     fn watching(seed: u64, drift: Drift, found: Result<Option<Baseline>, BaselineError>) -> Self {
@@ -225,21 +225,23 @@ fn unchanged_rows_raise_no_more_alarms_than_stated() {
     assert!(alarmed > 0);
 }
 
-/// As users have it: the usual threshold and one baseline, live or of training data. Hardly any alarm is left of the five
-/// that are stated.
+/// Windows of unchanged rows that raise an alarm, of a hundred.
+fn alarms(bench: &mut Bench, rows: usize) -> usize {
+    let mut is_alarm = |window: i64| {
+        bench.ask(rows, |_| {});
+        !drifted(&bench.report(window * 7200)).is_empty()
+    };
+    (1..=100).filter(|window| is_alarm(*window)).count()
+}
+
+/// As users have it. With many rows the threshold is the mark, and hardly any alarm is left of the five that are stated;
+/// with few rows chance is the mark.
 #[test]
-fn with_the_usual_threshold_a_hundred_unchanged_windows_raise_hardly_any() {
-    for (rows, mut bench) in
-        [(1000, Bench::learned(5, config())), (250, Bench::new(6, config(), Ok(Some(stored(77, 5000)))))]
-    {
-        let mut alarmed = 0;
-        for window in 1..=100 {
-            bench.ask(rows, |_| {});
-            let report = bench.report(window * 7200);
-            alarmed += usize::from(!drifted(&report).is_empty());
-        }
-        assert!(alarmed <= 1, "{alarmed} with {rows} rows in a window");
-    }
+fn with_the_usual_threshold_a_hundred_unchanged_windows_raise_no_more_alarms_than_stated() {
+    let live = alarms(&mut Bench::learned(5, config()), 1000);
+    assert!(live <= 1, "{live}");
+    let few = alarms(&mut Bench::new(6, config(), Ok(Some(stored(77, 5000)))), 250);
+    assert!(few <= 11, "{few}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::model::rollout::{Counts, EVERY, Share};
+use crate::model::rollout::{Counts, Share};
 
 /// Slower by a ratio counts from here on: between two runs of microseconds the ratio is the machine's noise.
 const SLOWER_BY: Duration = Duration::from_millis(1);
@@ -71,7 +71,7 @@ pub struct View<'a> {
     pub judged: Counts,
     /// How the version that serves beside it does; `None` while the serving version itself is watched.
     pub beside: Option<Counts>,
-    /// How the version before a watched one does, which answers one in [`EVERY`] of the same requests, too.
+    /// How the version before a watched one does, which answers some of the same requests, too.
     pub before: Option<Counts>,
     /// What to keep to.
     pub limits: &'a Limits,
@@ -146,16 +146,14 @@ fn breach(view: &View<'_>) -> Option<Breach> {
     } else if disagreement.0 > disagreement.1 {
         Some(Breach::Disagreement(disagreement.0, disagreement.1))
     } else {
-        let few = limits.min_requests.div_ceil(EVERY);
-        let than_beside = slowness(judged, &beside, limits.min_requests, limits);
-        than_beside.or_else(|| slowness(judged, &view.before?, few, limits))
+        slowness(judged, &beside, limits).or_else(|| slowness(judged, &view.before?, limits))
     }
 }
 
 /// How much slower than the version beside it, if that is too much. Both are measured at the same time on the same
 /// machine, or not at all.
-fn slowness(judged: &Counts, beside: &Counts, enough: u64, limits: &Limits) -> Option<Breach> {
-    if beside.requests() < enough || judged.mean() < beside.mean() + SLOWER_BY {
+fn slowness(judged: &Counts, beside: &Counts, limits: &Limits) -> Option<Breach> {
+    if beside.requests() < limits.min_requests || judged.mean() < beside.mean() + SLOWER_BY {
         return None;
     }
     let ratio = judged.mean().as_secs_f64() / beside.mean().as_secs_f64();
@@ -223,11 +221,11 @@ mod tests {
             ..counts(requests, 0, 0)
         };
         let watched = |millis, before| View { before: Some(before), ..view(taking(100, millis), None) };
-        let slow = verdict(&watched(9, taking(13, 4)));
+        let slow = verdict(&watched(9, taking(100, 4)));
         assert!(matches!(slow, Verdict::Fail(Breach::Latency(ratio, _)) if (ratio - 2.25).abs() < 1e-6), "{slow:?}");
-        assert_eq!(verdict(&watched(8, taking(13, 4))), Verdict::Wait);
-        assert_eq!(verdict(&watched(9, taking(12, 4))), Verdict::Wait, "one in eight of a hundred is thirteen");
-        let over = View { elapsed: MINUTE, ..watched(8, taking(13, 4)) };
+        assert_eq!(verdict(&watched(8, taking(100, 4))), Verdict::Wait);
+        assert_eq!(verdict(&watched(9, taking(99, 4))), Verdict::Wait, "too few to say");
+        let over = View { elapsed: MINUTE, ..watched(8, taking(100, 4)) };
         assert_eq!(verdict(&over), Verdict::Pass);
         // Its failures are its own: the version before is asked for its pace alone.
         let failing = View { judged: counts(100, 5, 0), ..watched(4, counts(100, 50, 0)) };

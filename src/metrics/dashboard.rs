@@ -107,7 +107,10 @@ fn rows() -> Vec<Vec<Graph>> {
         ],
         vec![
             graph("Rollout marks: a version came to serve", [search("Model,Version", "Switched", "Maximum")]),
-            graph("Rows that drift is computed of", [search("Model", "SampleRows", "Maximum")]),
+            graph(
+                "Rollbacks, versions refused",
+                [search("Model", "Rollbacks", "Sum"), search("Model", "VersionsRefused", "Sum")],
+            ),
             graph("Measurements that found no room", [search("", "SeriesRefused", "Sum")]),
         ],
         vec![
@@ -139,6 +142,12 @@ fn rows() -> Vec<Vec<Graph>> {
             ),
         ],
         vec![
+            graph("Rows that drift is computed of", [search("Model", "SampleRows", "Maximum")]),
+            graph("Accuracy by version, of labelled rows", [search("Model,Version", "Accuracy", "Maximum")]),
+            graph("RMSE by version, of labelled rows", [search("Model,Version", "RMSE", "Maximum")]),
+        ],
+        vec![
+            graph("Labelled rows by version", [search("Model,Version", "LabelledRows", "Maximum")]),
             graph("Throttled by plan", [search("Plan", "Throttled", "Sum")]),
             graph("Over quota by plan", [search("Plan", "QuotaExceeded", "Sum")]),
         ],

@@ -49,7 +49,7 @@ pub struct Flusher {
 enum Sink {
     CloudWatch { client: aws_sdk_cloudwatch::Client, namespace: String },
     Emf { out: emf::Out, namespace: String },
-    Otlp(otlp::Exporter),
+    Otlp(Box<otlp::Exporter>),
 }
 
 /// What became of a call.
@@ -87,7 +87,7 @@ impl Flusher {
     #[must_use]
     pub fn to_otlp(metrics: Metrics, client: reqwest::Client, to: otlp::Config, now: Timestamp) -> Self {
         let place = metrics.start_delivery(Delivery::new("otlp", to.mode.clone(), OverVersions::LeftOut));
-        Self::new(metrics, place, Sink::Otlp(otlp::Exporter::new(client, to)), now)
+        Self::new(metrics, place, Sink::Otlp(Box::new(otlp::Exporter::new(client, to))), now)
     }
 
     fn new(metrics: Metrics, place: Place, sink: Sink, now: Timestamp) -> Self {

@@ -232,7 +232,8 @@ fn index(value: f64) -> i32 {
 fn coarser(places: &[Place]) -> i32 {
     let indices = || places.iter().map(|place| i64::from(place.index));
     let (Some(low), Some(high)) = (indices().min(), indices().max()) else { return 0 };
-    (0..).find(|by| (high >> by) - (low >> by) < BUCKETS_MAX).unwrap_or_default()
+    let fits = |by: &i32| (high >> by) - (low >> by) < BUCKETS_MAX;
+    (0..i64::BITS.cast_signed()).find(fits).expect("shifted far enough, all buckets are one of two")
 }
 
 fn buckets(places: &[Place], coarser: i32) -> Buckets {
@@ -309,7 +310,7 @@ mod tests {
             let places: Vec<_> = values.iter().map(|value| Place { index: index(*value), count: 1 }).collect();
             let coarser = coarser(&places);
             let buckets = buckets(&places, coarser);
-            prop_assert!(buckets.bucket_counts.len() as i64 <= BUCKETS_MAX);
+            prop_assert!(i64::try_from(buckets.bucket_counts.len()).unwrap() <= BUCKETS_MAX);
             prop_assert_eq!(buckets.bucket_counts.iter().sum::<u64>(), values.len() as u64);
             for value in values {
                 let edge = |index: i32| f64::from(index) * 2f64.powi(coarser - SCALE);

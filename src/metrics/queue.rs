@@ -204,6 +204,10 @@ mod tests {
         assert!((sum(&queue) / (60.0 * in_one) - 1.0).abs() < 1e-9);
         let ats: Vec<Timestamp> = queue.batches.iter().map(|batch| batch.span.until).collect();
         assert!(ats.is_sorted());
+        // Minutes that were added up are one stretch of time, from the first to the last of them.
+        assert_eq!(queue.batches.front().map(|batch| batch.span.since), Some(minute(0)));
+        let spans: Vec<Span> = queue.batches.iter().map(|batch| batch.span).collect();
+        assert!(spans.windows(2).all(|two| two[0] == two[1] || two[0].until == two[1].since));
         assert_eq!(ats.last(), Some(&minute(60)));
     }
 

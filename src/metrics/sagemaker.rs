@@ -36,3 +36,28 @@ fn schedule_of<'s>(model: &'s ModelName, schedules: &'s BTreeMap<ModelName, Stri
 fn monitor(of: &FeatureOf, schedule: &Arc<str>, figure: Monitored) -> Series {
     Series::Monitor { of: of.clone(), schedule: Arc::clone(schedule), figure }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names, counts and sums of what is made of five values whose sum is `sum`.
+    fn check(series: &Series, sum: f64, expected: &[(&str, u64, f64)]) {
+        let made = of(series, &Histogram::of(sum / 5.0, 5), &BTreeMap::new());
+        let made: Vec<_> = made.iter().map(|(series, values)| (series.name(), values.total())).collect();
+        let made: Vec<_> = made.iter().map(|(name, (count, sum))| (name.as_ref(), *count, *sum)).collect();
+        assert_eq!(made, expected);
+    }
+
+    #[test]
+    fn a_row_is_complete_or_not_whatever_the_feature_is() {
+        let of = FeatureOf { model: "m".parse().unwrap(), feature: "Age".into() };
+        let category = Series::FeatureCategory { of: of.clone(), category: "old".into() };
+        let (data, non_null) = ("feature_data_Age", "feature_non_null_Age");
+        check(&Series::FeatureValue(of.clone()), 200.0, &[(data, 5, 200.0), (non_null, 5, 5.0)]);
+        check(&category, 5.0, &[(non_null, 5, 5.0)]);
+        check(&Series::FeatureMissing(of.clone()), 5.0, &[(non_null, 5, 0.0)]);
+        check(&Series::FeatureDrift(of.clone()), 1.0, &[("feature_baseline_drift_Age", 5, 1.0)]);
+        check(&Series::FeatureUnseen(of), 5.0, &[]);
+    }
+}

@@ -244,7 +244,10 @@ impl Series {
     /// How its measurements are to be read together.
     pub(super) fn kind(&self) -> Kind {
         match self {
-            Self::Latency(_) | Self::Prediction(_) | Self::FeatureValue(_) => Kind::Distribution,
+            Self::Latency(_)
+            | Self::Prediction(_)
+            | Self::FeatureValue(_)
+            | Self::Monitor { figure: Monitored::Data, .. } => Kind::Distribution,
             Self::Psi(_)
             | Self::FeatureDrift(_)
             | Self::DriftedFeatures(_)
@@ -252,9 +255,8 @@ impl Series {
             | Self::SampleRows(_)
             | Self::Accuracy(_)
             | Self::Rmse(_)
-            | Self::LabelledRows(_) => Kind::Level,
-            Self::Monitor { figure: Monitored::Data, .. } => Kind::Distribution,
-            Self::Monitor { figure: Monitored::BaselineDrift, .. } => Kind::Level,
+            | Self::LabelledRows(_)
+            | Self::Monitor { figure: Monitored::BaselineDrift, .. } => Kind::Level,
             Self::Requests(_)
             | Self::Errors(_)
             | Self::PredictionClass { .. }

@@ -88,7 +88,7 @@ pub enum Rule {
 }
 
 /// Of the requests to a watched version, one in so many is answered by the version before, too.
-pub const EVERY: u64 = 8;
+pub const EVERY: u64 = 4;
 
 /// Something on trial and how it goes. A new step of a rollout is a new trial.
 #[derive(Debug)]

@@ -446,6 +446,35 @@ interval = "1s"
 => gate.toml:2: metrics.cloudwatch.namespace: found "AWS/Lambda", expected 1 to 255 printable ASCII characters, not beginning with ":" or "AWS/"
 gate.toml:3: metrics.cloudwatch.interval: found "1s", expected a time from "10s" to "1h"
 
+[metrics.cloudwatch]
+mode = "thin"
+schedules = { "credit-score" = "nightly" }
+=> gate.toml:2: metrics.cloudwatch.mode: found "thin", expected "full", "lean" or "sagemaker"
+gate.toml:3: metrics.cloudwatch.schedules: expected `mode = "sagemaker"` with it
+
+[metrics.cloudwatch]
+mode = "sagemaker"
+schedules = { "credit-score" = "each night" }
+=> gate.toml:3: metrics.cloudwatch.schedules.credit-score: found "each night", expected a schedule's name of 1 to 63 of A-Z a-z 0-9 -
+
+[metrics.cloudwatch]
+mode = "sagemaker"
+schedules = { "-" = "nightly" }
+=> gate.toml:3: metrics.cloudwatch.schedules: `-` is not a model name: use 1 to 64 of A-Z a-z 0-9 . _ -, starting with a letter or digit
+
+[metrics.cloudwatch]
+[metrics.emf]
+=> gate.toml:2: metrics.emf: expected another namespace than metrics.cloudwatch: CloudWatch would count everything twice
+
+[metrics.otlp]
+=> gate.toml:1: metrics.otlp: expected an `endpoint`, or OTEL_EXPORTER_OTLP_ENDPOINT in the environment
+
+[metrics.otlp]
+endpoint = "localhost:4318"
+mode = "sagemaker"
+=> gate.toml:2: metrics.otlp.endpoint: found "localhost:4318", expected an address, such as "http://localhost:4318/v1/metrics"
+gate.toml:3: metrics.otlp.mode: found "sagemaker", expected "full" or "lean"
+
 [capture]
 => gate.toml:1: capture.sink: found nothing, expected "s3://bucket/prefix" (3 to 63 of a-z 0-9 . - for the bucket) or "file:directory"
 

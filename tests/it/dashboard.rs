@@ -1,18 +1,29 @@
 //! The dashboard and its alarms: what is printed, and what a strict CloudWatch takes.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use aws_sdk_cloudwatch::error::ProvideErrorMetadata as _;
-use modelgate::metrics::Mode;
-use modelgate::metrics::dashboard::{self, DashboardError, Scope};
+use jiff::Timestamp;
+use modelgate::drift::{self, Drift};
+use modelgate::metrics::cloudwatch::Config;
+use modelgate::metrics::dashboard::{self, DashboardError, Price, Scope, Way};
+use modelgate::metrics::{Flusher, Mode, PlanLimit};
+use modelgate::model::features::{Raw, Settings};
+use modelgate::model::signature::Kind;
+use modelgate::model::{Prediction, Value as Predicted};
 use serde_json::{Value, json};
 
-use crate::support::cloudwatch::CloudWatch;
+use crate::support::cloudwatch::{CloudWatch, Key};
+use crate::support::loans::{self, Loaded};
 use crate::support::panel;
 
 const FILE: &str = "[[model]]\nname = \"credit-score\"\n[[model]]\nname = \"churn\"\n[metrics.cloudwatch]\n";
+
+const NOW: Timestamp = Timestamp::constant(1_795_190_400, 0);
 
 /// Runs the command on `FILE`: its exit code, its output, and what it said beside that.
 fn run(arguments: &[&str], endpoint: &str) -> (i32, String, String) {
@@ -53,7 +64,7 @@ fn scope() -> Scope {
 }
 
 async fn cloudwatch() -> CloudWatch {
-    CloudWatch::start("2025-12-01T12:00:00Z".parse().unwrap()).await
+    CloudWatch::start(NOW).await
 }
 
 #[test]
@@ -133,6 +144,145 @@ fn what_is_written_as_lines_costs_its_lines_and_a_lean_gateway_has_few_graphs() 
     panel::check_body(&body).unwrap();
     assert!(price.starts_with("7 metrics, $5.56 a month") && price.contains("log lines"), "{price}");
     assert!(body.contains("\\\"Lines\\\",Model}") && !body.contains("Model,Version"), "{body}");
+}
+
+/// What a gateway of one model really sends: three numbers, a text of two categories, two classes and a score, drift of
+/// all, one plan, and nothing refused.
+async fn sent(mode: Mode) -> BTreeSet<Key> {
+    let cloudwatch = cloudwatch().await;
+    let metrics = loans::metrics(500);
+    let to = Config { namespace: "ModelGate".to_owned(), interval: Duration::from_mins(1), mode };
+    let mut flusher = Flusher::to_cloudwatch(metrics.clone(), cloudwatch.client(), to, NOW);
+    let columns = [("a", Kind::Double), ("b", Kind::Double), ("c", Kind::Double), ("t", Kind::Text)];
+    let model = Loaded::new("churn", 1, &columns, Settings::default());
+    let (window, by_key) = (Duration::from_hours(1), false);
+    let drift = Drift::new(drift::Config { window, threshold: 0.1, min_rows: 200, baseline_rows: 300, by_key });
+    drift.watch_parts(&model.id, &model.features, Ok(None));
+    for number in 0..700_u16 {
+        let value = Raw::Float(f64::from(number % 10));
+        let (text, class) = (["x", "y"][usize::from(number % 2)], i64::from(number % 2));
+        let inputs = model.inputs(&[&[("a", value), ("b", value), ("c", value), ("t", Raw::Text(text))]]);
+        let answer = Prediction { value: Predicted::Integer(class), label: None, score: Some(f64::from(number % 9)) };
+        let outputs = loans::outputs(vec![answer]);
+        drift.observe_parts(&model.id, &inputs, &outputs, &"key".into());
+        metrics.observe_parts(&model.id, &model.features, &inputs, &outputs, Duration::ZERO);
+        if number == 300 {
+            drift.settle_once(NOW);
+        }
+    }
+    drift.settle_once(NOW);
+    metrics.show_drift(&[drift.report(&model.id, NOW).unwrap()]);
+    metrics.limit_passed(&"basic".into(), PlanLimit::Throttle);
+    metrics.limit_passed(&"basic".into(), PlanLimit::Quota);
+    flusher.flush_once(NOW).await;
+    assert_eq!(cloudwatch.refusals(), []);
+    cloudwatch.totals().into_keys().collect()
+}
+
+/// The price is made of as many metrics as are sent, and of `SeriesRefused`, which is only sent where there is something
+/// to tell.
+async fn check_price(mode: Mode) {
+    let price = Price {
+        models: 1,
+        features: 3,
+        text_features: 1,
+        categories: 2,
+        classes: 2,
+        plans: 1,
+        alarms: 0,
+        interval_seconds: 60,
+        mode: mode.clone(),
+        way: Way::Api,
+    };
+    let sent = sent(mode).await;
+    assert_eq!(price.series() as usize, sent.len() + 1, "{sent:#?}");
+}
+
+#[tokio::test]
+async fn the_price_is_that_of_what_is_sent() {
+    check_price(Mode::Full).await;
+    check_price(Mode::Lean).await;
+    check_price(Mode::SageMaker { schedules: BTreeMap::new() }).await;
+}
+
+/// Every graph finds what it is about: the metric, with just the dimensions that its search names.
+#[tokio::test]
+async fn every_search_finds_what_is_sent() {
+    for mode in [Mode::Full, Mode::Lean] {
+        let sent = sent(mode.clone()).await;
+        let schemas: BTreeSet<String> = sent.iter().map(schema).collect();
+        let body = dashboard::body(&Scope { mode, ..scope() }).unwrap();
+        for (search, schema) in searches(&body) {
+            // These are sent when it happens.
+            let seldom = [
+                "SeriesRefused",
+                "Switched",
+                "Rollbacks",
+                "VersionsRefused",
+                "FeatureMissing",
+                "FeatureUnseen",
+                "Accuracy",
+                "RMSE",
+                "LabelledRows",
+            ];
+            let found = schemas.contains(&schema) || seldom.iter().any(|metric| schema.ends_with(metric));
+            assert!(found, "{search} finds nothing of {schemas:?}");
+        }
+        let shown: BTreeSet<String> = searches(&body).into_iter().map(|(_, schema)| schema).collect();
+        // The distance stands beside the PSI in the answer of the admin address.
+        let hidden: Vec<_> = schemas.difference(&shown).filter(|schema| !schema.ends_with("FeatureDrift")).collect();
+        assert!(hidden.is_empty(), "no graph shows {hidden:?}");
+    }
+}
+
+/// `Model,Version Latency`
+fn schema((name, dimensions): &Key) -> String {
+    let names: Vec<&str> = dimensions.iter().map(|(name, _)| name.as_str()).collect();
+    format!("{} {name}", names.join(","))
+}
+
+/// Each search of a body, and what it finds as [`schema`] writes it.
+fn searches(body: &Value) -> Vec<(String, String)> {
+    let metrics =
+        body["widgets"].as_array().unwrap().iter().filter_map(|widget| widget["properties"]["metrics"].as_array());
+    let expressions = metrics.flatten().filter_map(|row| row[0]["expression"].as_str());
+    let read = |expression: &str| {
+        let inside = expression.split(['{', '}']).nth(1).unwrap();
+        let dimensions = inside.split_once("\",").map_or("", |(_, dimensions)| dimensions);
+        let metric = expression.split("MetricName=\"").nth(1).unwrap().split('"').next().unwrap();
+        (expression.to_owned(), format!("{dimensions} {metric}"))
+    };
+    expressions.map(read).collect()
+}
+
+#[tokio::test]
+async fn a_rollout_has_a_mark_and_a_start_has_none() {
+    let cloudwatch = cloudwatch().await;
+    let metrics = loans::metrics(500);
+    let to = Config { namespace: "ModelGate".to_owned(), interval: Duration::from_mins(1), mode: Mode::Full };
+    let mut flusher = Flusher::to_cloudwatch(metrics.clone(), cloudwatch.client(), to, NOW);
+    for version in [1, 1, 2, 2, 1] {
+        let model = Loaded::new("churn", version, &[("a", Kind::Double)], Settings::default());
+        metrics.show_served([&model.id].into_iter());
+    }
+    flusher.flush_once(NOW).await;
+    let of = |version: &str| {
+        let dimensions = [("Model", "churn"), ("Version", version)];
+        ("Switched".to_owned(), dimensions.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec())
+    };
+    assert_eq!(cloudwatch.totals(), BTreeMap::from([(of("1"), (1.0, 1.0)), (of("2"), (1.0, 1.0))]));
+    let page = metrics.render(&[]);
+    assert!(page.contains("modelgate_switches_total{model=\"churn\",version=\"2\"} 1.0\n"), "{page}");
+}
+
+/// A metric that is sent and not written down is a metric nobody looks for.
+#[tokio::test]
+async fn every_metric_that_is_sent_is_in_the_table() {
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();
+    let mut names: BTreeSet<String> = sent(Mode::Full).await.into_iter().map(|(name, _)| name).collect();
+    names.extend(["Switched", "SeriesRefused", "FeatureMissing", "FeatureUnseen"].map(str::to_owned));
+    let missing: Vec<_> = names.iter().filter(|name| !page.contains(&format!("`{name}`"))).collect();
+    assert!(missing.is_empty(), "docs/metrics.md lacks {missing:?}");
 }
 
 #[tokio::test]

@@ -155,6 +155,33 @@ async fn without_a_baseline_the_first_rows_are_it_and_a_broken_one_stops_nothing
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_restart_keeps_the_live_baseline_and_the_window() {
+    let (mut site, gate) = serve(None).await;
+    ask(&gate, |_, _| {}).await;
+    eventually("the baseline of live rows", async || drift(&gate, "").await["baseline"] == "live").await;
+    ask(&gate, |_, row| row["Annual_Income"] = json!(row["Annual_Income"].as_f64().unwrap() * 1000.0)).await;
+    let before = drift(&gate, "").await;
+    assert_eq!((&before["rows"], drifted(&before)), (&json!(200), vec!["Annual_Income"]));
+    gate.stop().await;
+
+    let gate = site.start("open").await;
+    gate.serves(MODEL, 1).await;
+    assert_eq!(drift(&gate, "").await, before);
+    ask(&gate, |_, _| {}).await;
+    assert_eq!(drift(&gate, "").await["rows"], 400, "the window goes on");
+    gate.stop().await;
+    let state = fs::read_to_string(site.folder().join("data/drift.state")).unwrap();
+
+    fs::write(site.folder().join("data/drift.state"), state.replacen("counts", "bounds", 1)).unwrap();
+    let gate = site.start("open").await;
+    gate.serves(MODEL, 1).await;
+    let anew = drift(&gate, "").await;
+    assert_eq!((&anew["baseline"], &anew["rows"]), (&json!("learning"), &json!(0)));
+    assert!(site.folder().join("data/drift.state.damaged").exists());
+    gate.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_route_knows_only_models_that_are_served() {
     let (_site, gate) = serve(None).await;
     assert_eq!(gate.get(gate.admin, "/admin/models/nobody/drift").await.status, 404);

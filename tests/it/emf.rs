@@ -1,5 +1,6 @@
 //! Metrics as lines on standard output: the same figures as by CloudWatch's API, inside every limit of the format.
 #![expect(clippy::float_cmp, reason = "counts are whole numbers")]
+#![expect(clippy::disallowed_methods, reason = "callers of the test")]
 
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -372,7 +372,7 @@ async fn a_download_a_real_server_cuts_is_taken_up_where_it_was() {
 async fn resolve_at(hostile: &Hostile) -> Result<Found, RegistryError> {
     let mut config = mlflow_at(&hostile.uri);
     config.timeout = Duration::from_millis(300);
-    Registry::new(Config::Mlflow(config), filler().clone()).resolve("m", &alias("champion")).await
+    Registry::new(Config::Mlflow(config.into()), filler().clone()).resolve("m", &alias("champion")).await
 }
 
 async fn fetch_at(hostile: &Hostile, cache: &Cache) -> Result<Fetched, RegistryError> {
@@ -564,7 +564,7 @@ async fn redirects_are_not_followed_and_credentials_stay() {
     .await;
     let mut config = mlflow_at(&hostile.uri);
     config.credentials = Credentials::Bearer("secret-token".into());
-    let error = Registry::new(Config::Mlflow(config), client()).resolve("m", &Select::Latest).await.unwrap_err();
+    let error = Registry::new(Config::Mlflow(config.into()), client()).resolve("m", &Select::Latest).await.unwrap_err();
     assert!(
         matches!(&error, RegistryError::Refused(text) if text.contains("/steal,") && !text.contains("secret")),
         "{error:?}"
@@ -586,7 +586,7 @@ async fn credentials_path_and_workspace_go_where_they_belong() {
     uri.set_password(Some("p%3Aw")).unwrap();
     let mut config = mlflow_at(&uri);
     config.workspace = Some("team-a".to_owned());
-    let registry = Registry::new(Config::Mlflow(config), client());
+    let registry = Registry::new(Config::Mlflow(config.into()), client());
     let (_folder, cache) = cache();
     let found = registry.resolve("m", &alias("champion")).await.unwrap();
     fetch(&registry, &found, &cache).await.unwrap();

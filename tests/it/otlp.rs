@@ -1,5 +1,6 @@
 //! Metrics to an OpenTelemetry collector: all of them, once, by the protocol, through every kind of outage.
 #![expect(clippy::float_cmp, reason = "counts are whole numbers")]
+#![expect(clippy::disallowed_methods, reason = "callers of the test")]
 
 use std::collections::BTreeMap;
 use std::process::Command;

@@ -135,8 +135,18 @@ async fn told(site: &mut Site) -> Vec<(String, String)> {
     }
     let gateway = Binary::serve_with(&file, &[]);
     gateway.ready(&http).await;
+    // Enough for a baseline of live rows, of which a stop in order keeps what it may.
+    let url = format!("http://{}/models/pipeline/predict", gateway.data);
+    let request = http.post(url).header("x-api-key", &key).json(&json!({ "data": vec![row(); 60] }));
+    assert_eq!(request.send().await.unwrap().status(), 200);
     gateway.signal("TERM");
     assert!(gateway.ended().await.0.success());
+    let stopped = files(&folder).into_iter().filter(|(name, _)| !name.ends_with(".segment"));
+    said.extend(
+        stopped.map(|(name, bytes)| {
+            (format!("data_dir/{name} after a stop"), String::from_utf8_lossy(&bytes).into_owned())
+        }),
+    );
     let samples = files(&site.folder().join("samples"));
     assert!(
         samples.iter().any(|(key, _)| !key.starts_with('_'))

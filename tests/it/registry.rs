@@ -102,7 +102,7 @@ async fn a_server_with_a_login_below_a_path_takes_the_password_and_nothing_else(
     bare.set_password(None).unwrap();
     let at = |credentials| {
         let config = Mlflow { credentials, ..mlflow_at(&bare) };
-        Registry::new(Config::Mlflow(config), client())
+        Registry::new(Config::Mlflow(config.into()), client())
     };
     let basic = |password: &str| Credentials::Basic { username: "admin".to_owned(), password: password.into() };
     let registry = at(basic(mlflow::PASSWORD));
@@ -160,7 +160,7 @@ async fn a_workspace_has_its_models_to_itself() {
     server.version_of("shared name", json!({ "model_id": id, "source": format!("models:/{id}") })).await;
     let at = |workspace: Option<&str>| {
         let config = Mlflow { workspace: workspace.map(str::to_owned), ..mlflow_at(&server.uri) };
-        Registry::new(Config::Mlflow(config), client())
+        Registry::new(Config::Mlflow(config.into()), client())
     };
     let registry = at(Some(mlflow::WORKSPACE));
     let found = registry.resolve("shared name", &Select::Latest).await.unwrap();
@@ -171,7 +171,8 @@ async fn a_workspace_has_its_models_to_itself() {
         assert!(matches!(none, Err(RegistryError::NotFound(_))), "{elsewhere:?}: {none:?}");
     }
     let config = Mlflow { workspace: Some("team-a".to_owned()), ..mlflow_at(&mlflow::v3().uri) };
-    let without = Registry::new(Config::Mlflow(config), client()).resolve("m", &Select::Latest).await.unwrap_err();
+    let without =
+        Registry::new(Config::Mlflow(config.into()), client()).resolve("m", &Select::Latest).await.unwrap_err();
     assert!(without.to_string().contains("take the workspace out"), "{without}");
 }
 
@@ -201,7 +202,7 @@ fn with_s3(server: &Server, s3: &s3::S3, secret: &str, roots: &[&str]) -> Regist
     let client_of_s3 = s3.client(secret);
     let roots = roots.iter().map(|root| root.parse().unwrap()).collect();
     let config = Mlflow { artifact_roots: roots, ..mlflow_at(&server.uri) };
-    let registry = Registry::new(Config::Mlflow(config), client());
+    let registry = Registry::new(Config::Mlflow(config.into()), client());
     registry.with_s3(S3::new(move || Box::pin(std::future::ready(client_of_s3.clone()))))
 }
 
@@ -426,9 +427,10 @@ async fn a_gateway_with_many_models_asks_once_a_poll_and_keeps_what_a_search_no_
         std::future::ready(answer)
     })
     .await;
-    let models: String = (0..8)
+    let models = (0..8)
         .map(|n| format!("[[model]]\nname = \"sum{n}\"\nregistered_model = \"m\"\nselect = \"alias:champion\"\n"))
-        .collect();
+        .collect::<Vec<_>>()
+        .concat();
     let mut site = Site::new(&format!("[plans.open]\n{models}[registry]\nuri = \"{}\"\n", hostile.uri));
     let gate = site.start("open").await;
     for n in 0..8 {
@@ -566,6 +568,7 @@ async fn fetch_at(hostile: &Hostile, cache: &Cache) -> Result<Fetched, RegistryE
     fetch(&registry, &found, cache).await
 }
 
+#[expect(clippy::print_stdout, reason = "what a test of chance did")]
 /// downloads cut at `rounds` random places come whole or not at all.
 async fn check_cuts(rounds: u64, len: usize) {
     let (mut whole, mut given_up, mut resumed) = (0, 0, 0);

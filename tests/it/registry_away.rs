@@ -1,4 +1,5 @@
 //! What a gateway does while its registry is away, lies, or changes its mind: what is served stays.
+#![expect(clippy::disallowed_methods, reason = "a client and a stopwatch of the test's own")]
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,7 +54,7 @@ async fn admin_status(http: &reqwest::Client, binary: &Binary) -> Value {
     Answer::of(http.get(url).send().await.unwrap()).await.body["models"][0].clone()
 }
 
-/// A gateway's folder in which version 1 is last good, and the registry's address, at which nobody is.
+/// A gateway's folder in which version 1 is last good, its file, in which the registry is where nobody is, and the digest.
 async fn with_a_cache() -> (Site, PathBuf, String) {
     let honest = honest(1000.0);
     let registry = Hostile::start(move |asked| std::future::ready(numbered(&honest, 1, &asked))).await;
@@ -63,6 +64,9 @@ async fn with_a_cache() -> (Site, PathBuf, String) {
     let digest = gate.status("sum").await["digest"].as_str().unwrap().to_owned();
     gate.stop().await;
     let file = site.folder().join("modelgate.toml");
+    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace(registry.uri.as_str(), &format!("http://{free}/"))).unwrap();
     (site, file, digest)
 }
 
@@ -133,6 +137,7 @@ async fn a_hundred_starts_without_the_registry_all_serve_the_last_good_version()
 /// `cargo test --release --test it registry_away::ready -- --ignored --nocapture`
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "figure: with the registry away, from listening, when the cache is opened, to ready"]
+#[expect(clippy::print_stdout, reason = "figures are printed")]
 async fn ready_after_the_cache_is_opened() {
     let took = check_starts(21).await;
     println!(

@@ -63,8 +63,8 @@ impl Tls {
             loop {
                 let (socket, _) = listener.accept().await.unwrap();
                 let Ok(mut stream) = acceptor.accept(socket).await else { continue };
-                let mut head = [0; 4096];
-                if stream.read(&mut head).await.is_ok_and(|length| length > 0) {
+                let mut question = [0; 4096];
+                if stream.read(&mut question).await.is_ok_and(|length| length > 0) {
                     counted.fetch_add(1, Ordering::SeqCst);
                 }
                 let mut pending = version();

@@ -1,15 +1,15 @@
 //! What is told of versions in figures; and that docs/metrics.md lists every figure of `/metrics`, and none besides.
 
 use std::collections::BTreeSet;
-use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use modelgate::metrics::cloudwatch::Config;
-use modelgate::metrics::{self, Flusher, Metrics, Mode, VersionEvent};
+use modelgate::metrics::{Flusher, Mode, VersionEvent};
 use serde_json::json;
 
 use crate::support::cloudwatch::CloudWatch;
+use crate::support::loans::metrics;
 use crate::support::redis::Server;
 use crate::support::site::{Gate, Site, eventually};
 
@@ -73,8 +73,7 @@ async fn what_happens_to_versions_is_told_in_figures() {
 async fn what_happens_to_versions_reaches_cloudwatch() {
     let now = Timestamp::from_second(1_795_190_400).unwrap();
     let cloudwatch = CloudWatch::start(now).await;
-    let thousand = NonZeroUsize::new(1000).unwrap();
-    let metrics = Metrics::new(metrics::Config { max_series: thousand, max_categories: thousand });
+    let metrics = metrics(1000);
     let config = Config { namespace: "ModelGate".into(), interval: Duration::from_mins(1), mode: Mode::Full };
     let mut flusher = Flusher::to_cloudwatch(metrics.clone(), cloudwatch.client(), config, now);
     let name = "sum".parse().unwrap();

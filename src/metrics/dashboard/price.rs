@@ -144,7 +144,10 @@ impl fmt::Display for Price {
         writeln!(f, "         {way} ${transport:>9.2}   for each gateway")?;
         writeln!(f, "       1 dashboard  ${DASHBOARD:>9.2}   three are free")?;
         writeln!(f, "  {:>6} alarms     ${alarms:>9.2}   ten are free", self.alarms)?;
-        writeln!(f, "Gaps, unseen categories, rollouts and a second version are metrics in the hours they occur.")
+        writeln!(
+            f,
+            "Gaps, unseen categories, rollouts, labels and a second version are metrics in the hours they occur."
+        )
     }
 }
 

@@ -85,7 +85,7 @@ saved_input_example_info: {artifact_path: input_example.json, serving_input_path
 
 /// A registry at `uri`, with no credentials and a short patience.
 pub(crate) fn registry_at(uri: &Url) -> Registry {
-    Registry::new(Config::Mlflow(mlflow_at(uri)), client())
+    Registry::new(Config::Mlflow(mlflow_at(uri).into()), client())
 }
 
 /// Its settings.

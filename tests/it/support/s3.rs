@@ -62,11 +62,15 @@ pub(crate) enum Moment {
     Stored,
 }
 
+type Forecast = Box<dyn FnMut() -> Option<Fault> + Send>;
+
+type Watcher = Box<dyn FnMut(Moment) + Send>;
+
 /// What happens to PUTs, and what was seen of them.
 #[derive(Default)]
 pub(crate) struct Weather {
-    forecast: Mutex<Option<Box<dyn FnMut() -> Option<Fault> + Send>>>,
-    watcher: Mutex<Option<Box<dyn FnMut(Moment) + Send>>>,
+    forecast: Mutex<Option<Forecast>>,
+    watcher: Mutex<Option<Watcher>>,
     under_way: AtomicUsize,
     most_under_way: AtomicUsize,
     asked: AtomicUsize,
