@@ -148,7 +148,7 @@ async fn no_key_is_written_anywhere_though_everything_is_logged() {
 
 /// `text` in every writing a search must know.
 fn written(text: &str) -> Vec<String> {
-    let digits = |mark: &str| text.bytes().map(|byte| format!("{mark}{byte:02x}")).collect::<String>();
+    let digits = |mark: &str| text.bytes().map(|byte| format!("{mark}{byte:02x}")).collect::<Vec<_>>().concat();
     let (hex, url) = (digits(""), digits("%"));
     let shifted = (0..3).map(|before| base64(format!("{}{text}  ", &"abc"[..before]).as_bytes()));
     let plain = [text.to_owned(), hex.to_uppercase(), hex, url.to_uppercase(), url];

@@ -1,7 +1,6 @@
 //! The whole suite as one search for keys: it runs again with every gateway at log level `trace`, and whatever is
 //! written meanwhile (logs, panics, stores, samples, temporary files, command lines) is searched for the keys that were
 //! used. The same logs say whether any gateway failed that was not meant to.
-#![expect(clippy::disallowed_methods, reason = "the test runs the test program")]
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

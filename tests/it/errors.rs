@@ -95,7 +95,7 @@ async fn ask(gate: &Gate, method: &str, target: &str, lines: &[&str], body: &str
 }
 
 async fn send(connection: &mut Connection, method: &str, target: &str, lines: &[&str], body: &str) {
-    let lines: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
+    let lines = lines.iter().map(|line| format!("{line}\r\n")).collect::<Vec<_>>().concat();
     let length = body.len();
     let request = format!("{method} {target} HTTP/1.1\r\nHost: gate\r\nContent-Length: {length}\r\n{lines}\r\n{body}");
     connection.send(request).await;
@@ -154,19 +154,18 @@ async fn provoke_by_requests(provoked: &mut Provoked) {
     provoked.note("shutting_down", ask(&gate, "GET", "/readyz", &[], "").await);
 }
 
+fn dropped() -> Result<Frame<Bytes>, Infallible> {
+    panic!("/src/secret.rs:7: index out of bounds")
+}
+
 /// What comes of a handler that panics: no request over the sockets is known to do that.
 async fn panicked(gate: &Gate) -> Answer {
-    let body = StreamBody::new(stream::once(async {
-        if true {
-            panic!("/src/secret.rs:7: index out of bounds")
-        }
-        Ok::<_, Infallible>(Frame::data(Bytes::new()))
-    }));
+    let body = StreamBody::new(stream::once(async { dropped() }));
     let (name, key) = gate.key.split_once(": ").unwrap();
     let request = http::Request::post("/predict").header("host", "gate").header(name, key).body(body).unwrap();
     let (head, body) = gate.router.answer(request).await.into_parts();
     let lines = head.headers.iter().map(|(name, value)| format!("\r\n{name}: {}", value.to_str().unwrap()));
-    let text = lines.collect::<String>();
+    let text = lines.collect::<Vec<_>>().concat();
     let body = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
     Answer { status: head.status.as_u16(), head: text, body }
 }
@@ -213,7 +212,8 @@ async fn conflict() -> Answer {
     gate.serves("sum", 1).await;
     let refused = gate.order("sum", "rollback", json!({})).await;
     let lines = refused.headers.iter().map(|(name, value)| format!("\r\n{name}: {}", value.to_str().unwrap()));
-    let answer = Answer { status: refused.status, head: lines.collect(), body: refused.body.to_string() };
+    let answer =
+        Answer { status: refused.status, head: lines.collect::<Vec<_>>().concat(), body: refused.body.to_string() };
     gate.stop().await;
     answer
 }
@@ -256,16 +256,13 @@ fn check_api_gateway(
     told: &BTreeMap<String, ApiGateway>,
 ) {
     let body: Value = answer.json();
-    match told.get(code) {
-        Some(told) => {
-            assert_eq!((answer.status, &answer.body), (told.status, &told.body), "{code}");
-            assert_eq!(answer.header("x-amzn-errortype"), told.error_type.as_deref(), "{code}");
-        }
-        None => {
-            assert_eq!((answer.status, answer.header("x-amzn-errortype")), (documented[code].status, None), "{code}");
-            assert!(body["message"].as_str().is_some_and(|message| !message.is_empty()), "{code}: {body}");
-            assert_eq!(body.get("errors").is_some(), code == "invalid_input", "{body}");
-        }
+    if let Some(told) = told.get(code) {
+        assert_eq!((answer.status, &answer.body), (told.status, &told.body), "{code}");
+        assert_eq!(answer.header("x-amzn-errortype"), told.error_type.as_deref(), "{code}");
+    } else {
+        assert_eq!((answer.status, answer.header("x-amzn-errortype")), (documented[code].status, None), "{code}");
+        assert!(body["message"].as_str().is_some_and(|message| !message.is_empty()), "{code}: {body}");
+        assert_eq!(body.get("errors").is_some(), code == "invalid_input", "{body}");
     }
     assert_eq!(answer.header("x-amzn-requestid"), answer.header("x-request-id"), "{code}");
     assert_eq!(answer.header("content-type"), Some("application/json"), "{code}");
