@@ -448,6 +448,23 @@ impl Manager {
         }
         self.share(index);
         self.report(index);
+        self.tidy_cache().await;
+    }
+
+    /// Removes from the disk what nobody needs, once no version is on its way here: what is fetched is in nobody's hands yet.
+    async fn tidy_cache(&mut self) {
+        if !self.loads.is_empty() {
+            return;
+        }
+        let keep: Vec<_> =
+            self.models.iter().flat_map(Followed::residents).map(|loaded| loaded.fetched.digest).collect();
+        let cache = self.cache.clone();
+        aside(move || {
+            if let Err(error) = cache.retain(&keep) {
+                warn!("cannot remove old versions from the cache: {error}");
+            }
+        })
+        .await;
     }
 
     /// A version that was brought to serve is here, or is not.
@@ -854,6 +871,12 @@ impl Followed {
 
     fn challenger(&self) -> Option<&Loaded> {
         self.trial.as_ref()?.challenger.as_ref()
+    }
+
+    /// Every version of it that is in memory.
+    fn residents(&self) -> impl Iterator<Item = &Loaded> {
+        let seats = [self.serving.as_ref(), self.previous.as_ref(), self.challenger()];
+        seats.into_iter().flatten().chain(self.held.iter().filter_map(Held::loaded))
     }
 
     /// The version `found`, if it is loaded and could answer at once.

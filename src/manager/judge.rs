@@ -8,6 +8,9 @@ use crate::model::rollout::{Counts, Share};
 /// Slower by a ratio counts from here on: between two runs of microseconds the ratio is the machine's noise.
 const SLOWER_BY: Duration = Duration::from_millis(1);
 
+/// Slower counts only as far as it is beyond so many standard errors: a busy machine holds up single runs for long.
+const STANDARD_ERRORS: f64 = 3.0;
+
 /// How a new version of a model comes to serve; from the configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rollout {
@@ -150,14 +153,17 @@ fn breach(view: &View<'_>) -> Option<Breach> {
     }
 }
 
-/// How much slower than the version beside it, if that is too much. Both are measured at the same time on the same
-/// machine, or not at all.
+/// How much slower than the version beside it, if that is too much and no chance. Both are measured at the same time on
+/// the same machine, or not at all.
 fn slowness(judged: &Counts, beside: &Counts, limits: &Limits) -> Option<Breach> {
-    if beside.requests() < limits.min_requests || judged.mean() < beside.mean() + SLOWER_BY {
+    if beside.requests() < limits.min_requests {
         return None;
     }
-    let ratio = judged.mean().as_secs_f64() / beside.mean().as_secs_f64();
-    (ratio > limits.latency_ratio).then_some(Breach::Latency(ratio, limits.latency_ratio))
+    let [judged_error, beside_error] = [judged, beside].map(|counts| counts.mean_error().as_secs_f64());
+    let chance = STANDARD_ERRORS * judged_error.hypot(limits.latency_ratio * beside_error);
+    let (judged, beside) = (judged.mean().as_secs_f64(), beside.mean().as_secs_f64());
+    let allowed = (beside * limits.latency_ratio).max(beside + SLOWER_BY.as_secs_f64());
+    (judged > allowed + chance).then(|| Breach::Latency(judged / beside, limits.latency_ratio))
 }
 
 #[cfg(test)]
@@ -165,6 +171,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::rollout::Tally;
 
     const LIMITS: Limits = Limits {
         min_requests: 100,
@@ -215,6 +222,20 @@ mod tests {
     }
 
     #[test]
+    fn a_run_that_was_held_up_makes_no_version_slow() {
+        let quick = Duration::from_millis(1);
+        let taking = |slow: u64, millis: u64| {
+            let tally = Tally::default();
+            (0..100 - slow).for_each(|_| tally.note(Ok(()), quick));
+            (0..slow).for_each(|_| tally.note(Ok(()), Duration::from_millis(millis)));
+            tally.counts()
+        };
+        let before = taking(0, 0);
+        assert_eq!(verdict(&view(taking(1, 400), Some(before))), Verdict::Wait, "5 ms in the mean, by one run");
+        assert!(matches!(verdict(&view(taking(80, 6), Some(before))), Verdict::Fail(Breach::Latency(..))));
+    }
+
+    #[test]
     fn a_watched_version_is_compared_with_the_one_before_it() {
         let taking = |requests: u64, millis: u64| Counts {
             time: Duration::from_millis(requests * millis),
@@ -254,6 +275,7 @@ mod tests {
                 failed,
                 not_finite,
                 time: Duration::from_millis(millis),
+                squares: 0,
                 compared: answered,
                 disagreed: disagreed.min(answered),
                 shed: 0,

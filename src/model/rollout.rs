@@ -143,6 +143,8 @@ pub struct Tally {
     failed: AtomicU64,
     not_finite: AtomicU64,
     nanos: AtomicU64,
+    /// Squares of microseconds. There is room for 180,000 runs of ten seconds.
+    squares: AtomicU64,
     compared: AtomicU64,
     disagreed: AtomicU64,
     shed: AtomicU64,
@@ -167,6 +169,8 @@ impl Tally {
         };
         counter.fetch_add(1, Ordering::Relaxed);
         self.nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.squares.fetch_add(micros.saturating_mul(micros), Ordering::Relaxed);
     }
 
     /// Counts rows that two versions answered, and those they answered differently.
@@ -189,6 +193,7 @@ impl Tally {
             failed: read(&self.failed),
             not_finite: read(&self.not_finite),
             time: Duration::from_nanos(read(&self.nanos)),
+            squares: read(&self.squares),
             compared: read(&self.compared),
             disagreed: read(&self.disagreed),
             shed: read(&self.shed),
@@ -207,6 +212,8 @@ pub struct Counts {
     pub not_finite: u64,
     /// What all of these took together.
     pub time: Duration,
+    /// The sum of the squares of what each took, in microseconds squared.
+    pub squares: u64,
     /// Rows that both versions answered.
     pub compared: u64,
     /// Rows of these that they answered differently.
@@ -244,6 +251,17 @@ impl Counts {
     #[must_use]
     pub fn mean(&self) -> Duration {
         self.time.checked_div(u32::try_from(self.requests()).unwrap_or(u32::MAX)).unwrap_or_default()
+    }
+
+    /// How far [`mean`](Self::mean) may be off by chance: its standard error. One run that the machine held up for long
+    /// moves the mean, and this as far.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52, and squares need no more digits")]
+    pub fn mean_error(&self) -> Duration {
+        let requests = self.requests().max(1) as f64;
+        let mean = self.mean().as_secs_f64() * 1e6;
+        let variance = (self.squares as f64 / requests - mean * mean).max(0.0);
+        Duration::from_secs_f64((variance / requests).sqrt() / 1e6)
     }
 }
 

@@ -94,3 +94,19 @@ async fn what_an_operator_chose_during_a_load_is_not_undone_by_its_end() {
     assert_eq!(served.len(), 3, "1, 2 and 1 again: {served:?}");
     gate.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_disk_keeps_what_is_loaded_and_a_few_more() {
+    let mut site = Site::new("[plans.open]\n[[model]]\nname = \"sum\"\nselect = \"alias:champion\"\n");
+    for version in 1..=8_u16 {
+        site.register_sum("sum", version.into(), f32::from(version) * 1000.0);
+    }
+    site.promote("sum", 1);
+    let gate = site.start("open").await;
+    for version in 1..=8 {
+        site.promote("sum", version);
+        gate.serves("sum", version).await;
+    }
+    let kept = || fs::read_dir(site.folder().join("data/cache/sha256")).unwrap().count();
+    eventually("old versions to leave the disk", async || kept() == 2 + 3).await;
+}

@@ -186,6 +186,8 @@ struct Reloads<'a> {
 
 async fn check_memory(run: Reloads<'_>) {
     const MORE_KIB: u64 = 16 << 10;
+    /// Threads for what blocks come and go with chance; one left behind by each swap would be more.
+    const MORE_THREADS: u64 = 4;
     let (mut site, file) = site(run.probe, 2);
     for version in 1..=3 {
         let model = onnx::sum_with(base(version), run.weights);
@@ -217,10 +219,9 @@ async fn check_memory(run: Reloads<'_>) {
     );
     assert!(seen.digests.len() == 3 && seen.requests > run.swaps, "invalid: {seen:?}");
     assert!(end.resident_kib <= start.resident_kib + MORE_KIB, "memory: {looks:?}");
-    // Threads for what blocks leave after ten idle seconds.
     eventually("threads and files as at the start", async || {
         let now = held(binary.id());
-        now.threads <= start.threads && now.files <= start.files
+        now.threads <= start.threads + MORE_THREADS && now.files <= start.files
     })
     .await;
 }
