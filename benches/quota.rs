@@ -31,7 +31,7 @@ const AMOUNT: u64 = 1_000_000_000;
 
 fn main() {
     let folder = tempfile::tempdir().unwrap();
-    let (server, url) = redis();
+    let (_server, url) = redis();
     let keys = keys(folder.path());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let redis = |lease| {
@@ -64,7 +64,6 @@ fn main() {
         let (wall, cpu) = (each(began.elapsed().as_secs_f64() * 1e9), each((cpu_seconds() - cpu) * 1e9));
         println!("{name:<42}{wall:>7.0} ns{cpu:>7.0} ns{:>12.4}", each((trips() - calls) as f64));
     }
-    end(server);
 }
 
 /// Who charges, and whether the key is checked each time.
@@ -123,7 +122,18 @@ fn keys(folder: &Path) -> Arc<ApiKeys> {
     Arc::new(ApiKeys::open(auth::Config { store, pepper, plans }, &mut getrandom::fill).unwrap())
 }
 
-fn redis() -> (Child, String) {
+/// A Redis that ends with its owner, however that ends.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn redis() -> (Server, String) {
     let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/redis/bin/redis-server");
     let program = if ours.exists() { ours } else { "redis-server".into() };
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -134,12 +144,7 @@ fn redis() -> (Child, String) {
         .unwrap();
     let mut lines = BufReader::new(server.stdout.take().unwrap()).lines().map_while(Result::ok);
     assert!(lines.any(|line| line.contains("Ready to accept")), "redis-server does not start");
-    (server, format!("redis://{address}"))
-}
-
-fn end(mut server: Child) {
-    server.kill().unwrap();
-    server.wait().unwrap();
+    (Server(server), format!("redis://{address}"))
 }
 
 /// Of this process, the Redis not included. Linux counts in hundredths.

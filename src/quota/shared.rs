@@ -421,11 +421,17 @@ impl Keeper {
         }
     }
 
-    /// Connects while it refuses who asks. Whether there is a connection now.
+    /// Connects while it refuses who asks; the first time they may wait as long as for an answer, for the store is not
+    /// known to be down. Whether there is a connection now.
     async fn connect_meanwhile(&mut self, inbox: &mut Inbox) -> bool {
+        let patience = if self.failures == 0 { BUDGET } else { Duration::ZERO };
+        let refuse = async {
+            tokio::time::sleep(patience).await;
+            inbox.refuse().await;
+        };
         let connected = tokio::select! {
             connected = connect(&self.client, Instant::now() + CONNECT) => connected,
-            () = inbox.refuse() => return false,
+            () = refuse => return false,
         };
         match connected {
             Ok(connection) => {
