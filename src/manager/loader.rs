@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+#[cfg(target_os = "linux")]
+use rustix::process::nice;
+
 use crate::model::features::Settings;
 use crate::model::outputs::{Decision, DecisionError};
 use crate::model::runtime::Runtime;
@@ -15,6 +18,9 @@ use super::example;
 /// The loader's stack. ONNX Runtime recurses while it reads a graph: 2 MiB, the usual stack of a thread, ends the process
 /// on a 40 KB file.
 pub(super) const STACK_BYTES: usize = 64 << 20;
+
+/// How much a loader yields the processor to the threads that answer requests: a third of what one of them gets.
+pub(super) const YIELD: i32 = 5;
 
 /// Why a version is not fit to serve.
 #[derive(Debug, thiserror::Error)]
@@ -51,15 +57,23 @@ pub(super) struct Parts {
     pub(super) slots: usize,
 }
 
-/// Runs `work`, which loads models, on a thread with a deep stack. Waits for it without blocking.
+/// Runs `work`, which loads models, on a thread with a deep stack that yields to those of requests. Waits for it without
+/// blocking.
 pub(super) async fn on_deep_stack<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Unfit> {
     let (done, result) = tokio::sync::oneshot::channel();
     let work = move || {
+        // On Linux it is the thread that yields. One that may not is in the way of requests, and nothing worse.
+        #[cfg(target_os = "linux")]
+        let _ = nice(YIELD);
         // The receiver is gone only when the process stops in the middle of a load.
         let _ = done.send(work());
     };
     task::thread("model-loader", STACK_BYTES, work).map_err(|_| Unfit::LoaderBroke)?;
-    result.await.map_err(|_| Unfit::LoaderBroke)
+    let result = result.await.map_err(|_| Unfit::LoaderBroke);
+    // Reading a graph takes a multiple of its file, which is free by now. Not on the thread that yields: trimming locks what
+    // requests allocate from.
+    tokio::task::spawn_blocking(glibc_trim::trim);
+    result
 }
 
 /// Loads and warms a version. Returns the answers to its input example, where it was logged with one.

@@ -267,9 +267,6 @@ impl Model {
         for _ in 1..spec.slots {
             slots.push(slot(open()?)?);
         }
-        // Reading the graph took a multiple of the file, which is free by now.
-        drop(onnx);
-        glibc_trim::trim();
         Ok(Self {
             id: Arc::new(spec.id),
             features: Arc::new(features),

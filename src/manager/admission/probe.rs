@@ -35,9 +35,6 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// Files it may have open; it needs about ten.
 const MAX_FILES: u64 = 64;
 
-/// How much it yields the processor to the gateway's own threads: a third of what one of them gets.
-const YIELD: i32 = 5;
-
 /// Answers to the example that are told of.
 const ANSWERS_TOLD: usize = 3;
 
@@ -239,7 +236,7 @@ fn limit(request: &Request) -> std::io::Result<()> {
     let cpu = Rlimit { current: Some(request.max_cpu_seconds), maximum: Some(request.max_cpu_seconds + 1) };
     setrlimit(Resource::Cpu, cpu)?;
     // Requests come first, but under full load it must still get enough of the processor to end in time.
-    nice(YIELD)?;
+    nice(loader::YIELD)?;
     #[cfg(target_os = "linux")]
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     Ok(())
