@@ -299,6 +299,11 @@ def run(options, folder, processes):
           {status: statuses.count(status) for status in sorted(set(statuses))})
     asked += 100
 
+    print("drift of version 2 against its own first rows", flush=True)
+    agreement(caller, "credit-score", rows[:2000], *credit_expected[2], classes, 500)
+    asked += 2000
+    wait_for("a verdict on drift", lambda: b'modelgate_max_psi{model="credit-score"' in http_get(admin_port, "/metrics")[1], 15)
+
     print("after a stop", flush=True)
     gateway.send_signal(signal.SIGTERM)
     check("exit code 0 on SIGTERM", gateway.wait(30) == 0, gateway.returncode)

@@ -45,8 +45,8 @@ pub(super) fn jensen_shannon(expected: &[u64], observed: &[u64]) -> f64 {
             f64::midpoint(part(p, middle), part(q, middle))
         })
         .sum();
-    // Rounding can leave the sum of a perfect match a hair below zero.
-    divergence.clamp(0.0, 1.0).sqrt()
+    // Rounding can leave the sum of a perfect match a hair below zero, and that of nothing is minus zero.
+    (divergence.clamp(0.0, 1.0) + 0.0).sqrt()
 }
 
 /// Kolmogorov–Smirnov on bins in order: the largest difference between the two cumulative distributions.
