@@ -6,7 +6,6 @@
 //! [`Sender`] has put it into the sink beside the samples. [`Feedback::label`] returns when the label is on the disk: an
 //! accepted label survives a kill of the process.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -383,8 +382,8 @@ impl Feedback {
     pub fn report(&self, model: &ModelName) -> Option<Report> {
         let desk = self.0.as_ref()?;
         let mut versions = desk.store.lock().tallies(model.as_str());
-        versions.sort_by(|(one, _), (other, _)| other.version.cmp(&one.version));
-        let report = |(known, days): &(Arc<store::Known>, BTreeMap<i64, Arc<Tally>>)| VersionReport {
+        versions.sort_by_key(|(known, _)| std::cmp::Reverse(known.version));
+        let report = |(known, days): &(Arc<store::Known>, store::Days)| VersionReport {
             version: known.version.to_string(),
             digest: known.digest.to_string(),
             figures: sum(days.values()).figures(),

@@ -222,7 +222,9 @@ impl Source {
             Self::Row => (PhysicalType::INT32, None),
             Self::Time => (PhysicalType::INT64, Some(utc_millis())),
             Self::Feature(_, kind) => feature_types(kind),
-            Self::ModelVersion | Self::Prediction(ValueKind::Integer) => (PhysicalType::INT64, None),
+            Self::ModelVersion | Self::Prediction(ValueKind::Integer | ValueKind::Nothing) => {
+                (PhysicalType::INT64, None)
+            }
             Self::Score | Self::Prediction(ValueKind::Number) => (PhysicalType::DOUBLE, None),
             Self::Probability(_) => (PhysicalType::FLOAT, None),
             Self::RequestId
@@ -231,7 +233,6 @@ impl Source {
             | Self::KeyId
             | Self::Prediction(ValueKind::Text)
             | Self::Label => text_types(),
-            Self::Prediction(ValueKind::Nothing) => (PhysicalType::INT64, None),
         }
     }
 }

@@ -167,7 +167,9 @@ fn csv(labels: &[Waiting]) -> String {
 fn put_field(out: &mut String, label: &Waiting, source: &Source) {
     let written = match source {
         Source::Text(text) => {
-            text(label).iter().for_each(|text| put_text(out, text));
+            if let Some(text) = text(label) {
+                put_text(out, &text);
+            }
             Ok(())
         }
         Source::Row => write!(out, "{}", label.row),

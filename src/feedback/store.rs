@@ -86,6 +86,9 @@ struct Memory {
     waiting: u64,
 }
 
+/// The figures of each day, by the days since 1970.
+pub(super) type Days = BTreeMap<i64, Arc<Tally>>;
+
 /// A version that answered.
 #[derive(Debug)]
 pub(super) struct Known {
@@ -168,11 +171,11 @@ impl Store {
         Ok(Step { kept, forgotten })
     }
 
-    /// The figures of each day of a model's versions, by version; days count from 1970.
-    pub(super) fn tallies(&self, model: &str) -> Vec<(Arc<Known>, BTreeMap<i64, Arc<Tally>>)> {
+    /// The figures of each day of a model's versions, by version.
+    pub(super) fn tallies(&self, model: &str) -> Vec<(Arc<Known>, Days)> {
         let of_version = |known: &Arc<Known>| {
             let days = self.memory.tallies.range((known.id, i64::MIN)..=(known.id, i64::MAX));
-            (Arc::clone(known), days.map(|((_, day), tally)| (*day, Arc::clone(tally))).collect::<BTreeMap<_, _>>())
+            (Arc::clone(known), days.map(|((_, day), tally)| (*day, Arc::clone(tally))).collect::<Days>())
         };
         let versions = self.memory.versions.iter().filter(|known| known.model.as_str() == model);
         versions.map(of_version).filter(|(_, days)| !days.is_empty()).collect()

@@ -59,7 +59,9 @@ fn psi(ages: &[u32]) -> f64 {
     let place =
         |age: f64| EDGES.iter().filter(|edge| **edge <= age).count() - usize::from(age.to_bits() == EDGES[4].to_bits());
     let mut found = [0.0; 6];
-    ages.iter().for_each(|age| found[place(f64::from(*age))] += 1.0);
+    for age in ages {
+        found[place(f64::from(*age))] += 1.0;
+    }
     let baseline = [0.0, 100.0, 300.0, 400.0, 200.0, 0.0];
     #[expect(clippy::cast_precision_loss, reason = "a few rows")]
     let rows = ages.len() as f64;

@@ -39,8 +39,11 @@ async fn ask(site: &mut Site) -> (Gate, [String; 2]) {
     (gate, ids)
 }
 
+/// Objects by their keys.
+type Objects = Vec<(String, Vec<u8>)>;
+
 /// Objects of failed requests, and of all others.
-fn objects(site: &Site) -> (Vec<(String, Vec<u8>)>, Vec<(String, Vec<u8>)>) {
+fn objects(site: &Site) -> (Objects, Objects) {
     let all = files(&site.folder().join("samples")).into_iter().filter(|(key, _)| !key.starts_with("_manifest"));
     all.partition(|(key, _)| key.starts_with("_failed/"))
 }

@@ -1,6 +1,7 @@
 //! Labels through the front door: who may send them, what becomes of them, and that a kill takes none of them.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use modelgate::auth::{ApiKeys, NewKey};
@@ -108,7 +109,9 @@ async fn labels_tell_how_right_a_version_is() {
     // The capture and its ground truth name the same events, row for row.
     let objects = files(&site.folder().join("samples"));
     let events = |is_meant: &dyn Fn(&str) -> bool, data: &str| -> Vec<(String, usize)> {
-        let texts = objects.iter().filter(|(key, _)| key.ends_with(".jsonl") && is_meant(key));
+        let texts = objects.iter().filter(|(key, _)| {
+            Path::new(key).extension().is_some_and(|extension| extension == "jsonl") && is_meant(key)
+        });
         let lines = texts.flat_map(|(_, bytes)| std::str::from_utf8(bytes).unwrap().lines());
         let lines = lines.map(|line| serde_json::from_str::<Value>(line).unwrap());
         let event = |line: Value| {
@@ -201,7 +204,7 @@ async fn no_accepted_label_is_lost_by_a_kill() {
     let key = site.key("open");
     site.config();
     let file = site.folder().join("modelgate.toml");
-    let http = reqwest::Client::new();
+    let http = reqwest::Client::builder().build().unwrap();
     let post = async |address: std::net::SocketAddr, path: &str, body: Value| -> Value {
         let request = http.post(format!("http://{address}{path}")).header("x-api-key", &key).json(&body);
         request.send().await.unwrap().json().await.unwrap()

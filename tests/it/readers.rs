@@ -69,7 +69,7 @@ async fn check(format: &str) {
             let (read, asked) = (&read[format!("feature_{feature}")], &row[feature]);
             match asked {
                 Value::Number(asked) => {
-                    assert!((number(read) - asked.as_f64().unwrap()).abs() < 1e-9, "{feature}: {read}")
+                    assert!((number(read) - asked.as_f64().unwrap()).abs() < 1e-9, "{feature}: {read}");
                 }
                 asked => assert_eq!(text(read), text(asked), "{format} {feature}"),
             }

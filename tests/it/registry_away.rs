@@ -137,7 +137,6 @@ async fn a_hundred_starts_without_the_registry_all_serve_the_last_good_version()
 /// `cargo test --release --test it registry_away::ready -- --ignored --nocapture`
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "figure: with the registry away, from listening, when the cache is opened, to ready"]
-#[expect(clippy::print_stdout, reason = "figures are printed")]
 async fn ready_after_the_cache_is_opened() {
     let took = check_starts(21).await;
     println!(
