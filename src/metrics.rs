@@ -130,8 +130,28 @@ pub struct Family {
     pub help: &'static str,
     /// Whether it only grows.
     pub counter: bool,
-    /// Label values and the figure.
-    pub samples: Vec<(Vec<(&'static str, String)>, f64)>,
+    /// Its figures.
+    pub samples: Vec<Sample>,
+}
+
+/// A label set.
+pub type Labels = Vec<(&'static str, String)>;
+
+/// A label set and its figure.
+pub type Sample = (Labels, f64);
+
+impl Family {
+    /// Figures that only grow.
+    #[must_use]
+    pub fn counter(name: &'static str, help: &'static str, samples: Vec<Sample>) -> Self {
+        Self { name, help, counter: true, samples }
+    }
+
+    /// Figures that rise and fall.
+    #[must_use]
+    pub fn gauge(name: &'static str, help: &'static str, samples: Vec<Sample>) -> Self {
+        Self { name, help, counter: false, samples }
+    }
 }
 
 impl Metrics {

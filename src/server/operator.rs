@@ -10,7 +10,7 @@ use super::infer::limit_report;
 use super::routes::{Answer, body_of, json_answer};
 use super::{State, Traffic, versions};
 use crate::drift::report::Report;
-use crate::metrics::{Family, prometheus};
+use crate::metrics::{Family, Sample, prometheus};
 use crate::model::loading::Loading;
 use crate::model::rollout::{Counts, Rule};
 use crate::model::{Entry, Held, ModelName, ModelSet, NotServed, Trial};
@@ -81,7 +81,7 @@ fn key_report(used: &Use) -> Value {
 
 /// `GET /metrics`.
 pub(super) fn metrics(state: &State) -> Answer {
-    let mut outside = traffic_families(&state.traffic);
+    let mut outside = Vec::from(traffic_families(&state.traffic));
     outside.extend(versions::families(&state.models.snapshot(), state.clock.now()));
     outside.extend(capture_families(&state.capture.counts()));
     outside.extend(state.feedback.counts().iter().flat_map(feedback_families));
@@ -170,121 +170,102 @@ fn counts_report(counts: &Counts) -> Value {
     })
 }
 
-fn traffic_families(Traffic(counts): &Traffic) -> Vec<Family> {
-    vec![
-        Family {
-            name: "modelgate_connections",
-            help: "Connections now",
-            counter: false,
-            samples: vec![(Vec::new(), figure(counts.connections.load(Ordering::Relaxed) as u64))],
-        },
-        Family {
-            name: "modelgate_connections_refused",
-            help: "Connections closed at once, because there were too many",
-            counter: true,
-            samples: vec![(Vec::new(), figure(counts.connections_refused.load(Ordering::Relaxed)))],
-        },
-        Family {
-            name: "modelgate_predictions_in_flight",
-            help: "Predictions now",
-            counter: false,
-            samples: vec![(Vec::new(), figure(counts.in_flight.load(Ordering::Relaxed) as u64))],
-        },
-        Family {
-            name: "modelgate_panics",
-            help: "Requests whose handler panicked",
-            counter: true,
-            samples: vec![(Vec::new(), figure(counts.panics.load(Ordering::Relaxed)))],
-        },
+fn traffic_families(Traffic(counts): &Traffic) -> [Family; 4] {
+    let connections = counts.connections.load(Ordering::Relaxed) as u64;
+    let in_flight = counts.in_flight.load(Ordering::Relaxed) as u64;
+    let (refused, panics) = (counts.connections_refused.load(Ordering::Relaxed), counts.panics.load(Ordering::Relaxed));
+    [
+        Family::gauge("modelgate_connections", "Connections now", alone(connections)),
+        Family::counter(
+            "modelgate_connections_refused",
+            "Connections closed at once, because there were too many",
+            alone(refused),
+        ),
+        Family::gauge("modelgate_predictions_in_flight", "Predictions now", alone(in_flight)),
+        Family::counter("modelgate_panics", "Requests whose handler panicked", alone(panics)),
     ]
 }
 
 fn capture_families(counts: &capture::Counts) -> [Family; 2] {
-    let rows = |outcome: &str, rows| (vec![("outcome", outcome.to_owned())], figure(rows));
+    let outcomes = by_outcome([
+        ("sampled", counts.sampled),
+        ("stored", counts.stored),
+        ("dropped_queue_full", counts.dropped_queue_full),
+        ("dropped_spool_full", counts.dropped_spool_full),
+        ("failed", counts.failed),
+    ]);
     [
-        Family {
-            name: "modelgate_capture_rows",
-            help: "Rows of samples by what became of them; sampled counts them all, the pending ones too",
-            counter: true,
-            samples: vec![
-                rows("sampled", counts.sampled),
-                rows("stored", counts.stored),
-                rows("dropped_queue_full", counts.dropped_queue_full),
-                rows("dropped_spool_full", counts.dropped_spool_full),
-                rows("failed", counts.failed),
-            ],
-        },
-        Family {
-            name: "modelgate_capture_pending_rows",
-            help: "Rows of samples on their way",
-            counter: false,
-            samples: vec![(Vec::new(), figure(counts.pending))],
-        },
+        Family::counter(
+            "modelgate_capture_rows",
+            "Rows of samples by what became of them; sampled counts them all, the pending ones too",
+            outcomes,
+        ),
+        Family::gauge("modelgate_capture_pending_rows", "Rows of samples on their way", alone(counts.pending)),
     ]
 }
 
 fn feedback_families(counts: &feedback::Counts) -> [Family; 5] {
-    let labels = |outcome: &str, count| (vec![("outcome", outcome.to_owned())], figure(count));
-    let one = |name, help, counter, count| Family { name, help, counter, samples: vec![(Vec::new(), figure(count))] };
+    let outcomes = by_outcome([
+        ("matched", counts.matched),
+        ("changed", counts.changed),
+        ("duplicate", counts.duplicate),
+        ("unknown", counts.unknown),
+        ("refused", counts.refused),
+    ]);
     [
-        Family {
-            name: "modelgate_feedback_labels",
-            help: "Labels by what became of them; refused ones had a mistake",
-            counter: true,
-            samples: vec![
-                labels("matched", counts.matched),
-                labels("changed", counts.changed),
-                labels("duplicate", counts.duplicate),
-                labels("unknown", counts.unknown),
-                labels("refused", counts.refused),
-            ],
-        },
-        one("modelgate_feedback_stored", "Labels that are in the sink", true, counts.stored),
-        one("modelgate_feedback_pending", "Labels that wait for the sink", false, counts.pending),
-        one(
+        Family::counter(
+            "modelgate_feedback_labels",
+            "Labels by what became of them; refused ones had a mistake",
+            outcomes,
+        ),
+        Family::counter("modelgate_feedback_stored", "Labels that are in the sink", alone(counts.stored)),
+        Family::gauge("modelgate_feedback_pending", "Labels that wait for the sink", alone(counts.pending)),
+        Family::counter(
             "modelgate_feedback_rows_dropped",
             "Rows that were not remembered for their labels",
-            true,
-            counts.rows_dropped,
+            alone(counts.rows_dropped),
         ),
-        one(
+        Family::counter(
             "modelgate_feedback_answers_forgotten",
             "Answers forgotten for age or room",
-            true,
-            counts.answers_forgotten,
+            alone(counts.answers_forgotten),
         ),
     ]
 }
 
 fn quota_families(health: &Health) -> [Family; 4] {
-    let labelled = |label, word: &str, count| (vec![(label, word.to_owned())], figure(count));
     let answered = health.calls.saturating_sub(health.failures);
     [
-        Family {
-            name: "modelgate_quota_store_up",
-            help: "Whether requests are let through to the shared quota store",
-            counter: false,
-            samples: vec![(Vec::new(), figure(health.is_up.into()))],
-        },
-        Family {
-            name: "modelgate_quota_store_calls",
-            help: "Round trips to the shared quota store",
-            counter: true,
-            samples: vec![labelled("outcome", "answered", answered), labelled("outcome", "failed", health.failures)],
-        },
-        Family {
-            name: "modelgate_quota_degraded",
-            help: "Charges decided without the shared quota store, because it could not be asked",
-            counter: true,
-            samples: vec![labelled("outcome", "lent", health.lent), labelled("outcome", "refused", health.refused)],
-        },
-        Family {
-            name: "modelgate_quota_lent_units",
-            help: "Rows or requests that were lent because the shared quota store could not be asked",
-            counter: true,
-            samples: vec![(Vec::new(), figure(health.lent_units))],
-        },
+        Family::gauge(
+            "modelgate_quota_store_up",
+            "Whether requests are let through to the shared quota store",
+            alone(health.is_up.into()),
+        ),
+        Family::counter(
+            "modelgate_quota_store_calls",
+            "Round trips to the shared quota store",
+            by_outcome([("answered", answered), ("failed", health.failures)]),
+        ),
+        Family::counter(
+            "modelgate_quota_degraded",
+            "Charges decided without the shared quota store, because it could not be asked",
+            by_outcome([("lent", health.lent), ("refused", health.refused)]),
+        ),
+        Family::counter(
+            "modelgate_quota_lent_units",
+            "Rows or requests that were lent because the shared quota store could not be asked",
+            alone(health.lent_units),
+        ),
     ]
+}
+
+/// A figure of the whole process.
+fn alone(count: u64) -> Vec<Sample> {
+    vec![(Vec::new(), figure(count))]
+}
+
+fn by_outcome<const N: usize>(counts: [(&str, u64); N]) -> Vec<Sample> {
+    counts.map(|(outcome, count)| (vec![("outcome", outcome.to_owned())], figure(count))).into()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]

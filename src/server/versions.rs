@@ -3,12 +3,10 @@
 use jiff::Timestamp;
 
 use super::operator::figure;
-use crate::metrics::Family;
+use crate::metrics::{Family, Sample};
 use crate::model::orders::Kind;
 use crate::model::rollout::{Counts, Rule, Share};
 use crate::model::{Entry, Model, ModelName, ModelSet, Trial};
-
-type Sample = (Vec<(&'static str, String)>, f64);
 
 /// One look at what is published.
 pub(super) fn families(set: &ModelSet, now: Timestamp) -> Vec<Family> {
@@ -19,25 +17,21 @@ pub(super) fn families(set: &ModelSet, now: Timestamp) -> Vec<Family> {
         set.iter().flat_map(|(name, entry)| samples(name, entry)).collect()
     };
     vec![
-        gauge("modelgate_serving_version", "The number of the version that answers", all(serving)),
-        gauge("modelgate_registry_silent_seconds", "How long the registry has given no answer", silent(set, now)),
-        gauge("modelgate_barred_versions", "Versions that were rolled back and stay out", each(barred)),
-        gauge("modelgate_held_versions", "Versions that are loaded for callers who stay on them", each(held)),
-        counter("modelgate_version_events", "What happened to versions", all(events)),
-        counter("modelgate_admissions", "Versions that asked to serve, by what came of it", all(admissions)),
-        gauge("modelgate_trial_share", "The share of the callers that a version on trial has", all(share)),
-        gauge("modelgate_trial_requests", "Requests of the trial's present step", all(requests)),
-        gauge("modelgate_trial_mean_seconds", "What a run took in the trial's present step", all(mean)),
-        gauge("modelgate_trial_rows", "Rows that two versions answered in the trial's present step", all(rows)),
+        Family::gauge("modelgate_serving_version", "The number of the version that answers", all(serving)),
+        Family::gauge(
+            "modelgate_registry_silent_seconds",
+            "How long the registry has given no answer",
+            silent(set, now),
+        ),
+        Family::gauge("modelgate_barred_versions", "Versions that were rolled back and stay out", each(barred)),
+        Family::gauge("modelgate_held_versions", "Versions that are loaded for callers who stay on them", each(held)),
+        Family::counter("modelgate_version_events", "What happened to versions", all(events)),
+        Family::counter("modelgate_admissions", "Versions that asked to serve, by what came of it", all(admissions)),
+        Family::gauge("modelgate_trial_share", "The share of the callers that a version on trial has", all(share)),
+        Family::gauge("modelgate_trial_requests", "Requests of the trial's present step", all(requests)),
+        Family::gauge("modelgate_trial_mean_seconds", "What a run took in the trial's present step", all(mean)),
+        Family::gauge("modelgate_trial_rows", "Rows that two versions answered in the trial's present step", all(rows)),
     ]
-}
-
-fn gauge(name: &'static str, help: &'static str, samples: Vec<Sample>) -> Family {
-    Family { name, help, counter: false, samples }
-}
-
-fn counter(name: &'static str, help: &'static str, samples: Vec<Sample>) -> Family {
-    Family { name, help, counter: true, samples }
 }
 
 fn of(name: &ModelName) -> (&'static str, String) {
