@@ -17,12 +17,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use tokio::task::{JoinError, spawn_blocking};
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use self::failed::Recorder;
 use self::protect::{Policy, Random, Secret};
 use self::queue::Queue;
-use self::spool::Spool;
+use self::spool::{Appended, Spool};
 use self::upload::Uploader;
 use crate::model::{Features, Identity, Inputs, ModelName, Outputs};
 
@@ -182,6 +182,8 @@ pub struct Writer {
 struct Spooler {
     queue: Arc<Queue>,
     spool: Arc<Mutex<Spool>>,
+    /// The batch of a step that was dropped half-way: the next step says what became of it.
+    under_way: Option<JoinHandle<Appended>>,
 }
 
 /// What one flush did, in rows.
@@ -234,7 +236,7 @@ pub fn open(config: Config, sink: sink::Sink, random: Random<'_>, seed: u64) -> 
     let spool = spool.map_err(|source| OpenError::Spool { path: config.spool, source })?;
     let spool = Arc::new(Mutex::new(spool));
     let queue = Arc::new(Queue::new(config.rate, config.rates, seeds.u64(..)));
-    let spooler = Spooler { queue: Arc::clone(&queue), spool: Arc::clone(&spool) };
+    let spooler = Spooler { queue: Arc::clone(&queue), spool: Arc::clone(&spool), under_way: None };
     let uploader = Uploader::new(sink, config.format, spool, Arc::clone(&queue), seeds.u64(..));
     Ok((Capture(Some(Arc::new(Door { queue, failures }))), Writer { spooler, uploader }))
 }
@@ -289,7 +291,7 @@ impl Writer {
     /// while it waits for the sink.
     pub async fn flush_once(&mut self, now: Timestamp, all: bool) -> Flushed {
         let mut accepted = 0;
-        while all && !self.spooler.queue.is_empty() {
+        while all && self.spooler.has_work() {
             accepted += self.spooler.batch().await;
         }
         let Self { spooler, uploader } = self;
@@ -310,26 +312,39 @@ impl Writer {
 }
 
 impl Spooler {
+    fn has_work(&self) -> bool {
+        self.under_way.is_some() || !self.queue.is_empty()
+    }
+
     async fn step(&mut self) -> Option<u64> {
-        if self.queue.ready().await { Some(self.batch().await) } else { None }
+        if self.under_way.is_some() || self.queue.ready().await { Some(self.batch().await) } else { None }
     }
 
     /// Spools one batch and counts it. The work goes on if nobody waits for it any more.
     async fn batch(&mut self) -> u64 {
-        let (queue, spool) = (Arc::clone(&self.queue), Arc::clone(&self.spool));
-        let appended = blocking(move || {
-            let mut spool = spool.lock();
-            let appended = spool.append(queue.batch());
-            queue.tally.spooled(appended);
-            appended
+        let appending = self.under_way.get_or_insert_with(|| {
+            let (queue, spool) = (Arc::clone(&self.queue), Arc::clone(&self.spool));
+            spawn_blocking(move || {
+                let mut spool = spool.lock();
+                let appended = spool.append(queue.batch());
+                queue.tally.spooled(appended);
+                appended
+            })
         });
-        appended.await.accepted
+        let appended = finished(appending).await;
+        self.under_way = None;
+        appended.accepted
     }
 }
 
 /// Does `work` on a thread that may block. A panic goes on in the caller.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match spawn_blocking(work).await.map_err(JoinError::try_into_panic) {
+    finished(&mut spawn_blocking(work)).await
+}
+
+/// What such a thread came to.
+async fn finished<T>(work: &mut JoinHandle<T>) -> T {
+    match work.await.map_err(JoinError::try_into_panic) {
         Ok(done) => done,
         Err(Ok(panic)) => std::panic::resume_unwind(panic),
         // The runtime is going down, and this future with it.

@@ -1,6 +1,7 @@
 //! The request path's end, and records for the tests of the rooms below.
 
 use std::cell::Cell as Flag;
+use std::task::{Context, Waker};
 
 use crate::model::features::{Raw, Settings};
 use crate::model::signature::{Column, Kind, Signature};
@@ -188,4 +189,19 @@ async fn a_writer_that_waits_is_woken_by_an_offer_and_by_the_end() {
         drop(capture);
     };
     assert_eq!(tokio::join!(writer.spool_once(), end).0, None);
+}
+
+#[tokio::test]
+async fn what_a_step_that_was_dropped_has_spooled_the_next_one_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let (capture, mut writer) =
+        open(config(folder.path()), Sink::Directory(folder.path().into()), &mut getrandom::fill, 1).unwrap();
+    capture.offer(&name(), 1, || version(3).record("r", 1, "Doctor", noon()));
+    let spool = Arc::clone(&writer.spooler.spool);
+    let busy = spool.lock();
+    assert!(pin!(writer.spool_once()).as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    drop(busy);
+    drop(capture);
+    assert_eq!(writer.spool_once().await, Some(1));
+    assert_eq!(writer.spool_once().await, None);
 }
