@@ -11,14 +11,12 @@ use anyhow::Context;
 use aws_config::SdkConfig;
 use aws_types::service_config::ServiceConfigKey;
 use futures_util::FutureExt as _;
-use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
-use crate::auth::{ApiKeys, PinTo};
 use crate::capture::sink::Sink;
 use crate::capture::{self, Capture};
 use crate::clock::Clock;
@@ -31,7 +29,7 @@ use crate::manager::{Manager, Parts};
 use crate::metrics::{Flusher, Metrics};
 use crate::model::runtime::Runtime;
 use crate::model::shadow::Comparer;
-use crate::model::{self, Models, Target, held, orders, shadow};
+use crate::model::{self, Models, held, orders, shadow};
 use crate::quota::Quota;
 use crate::registry::cache::Cache;
 use crate::registry::{self, Registry, S3};
@@ -43,6 +41,7 @@ mod baseline;
 pub mod dashboard;
 mod demo;
 mod doctor;
+pub mod keys;
 pub mod operate;
 pub mod replay;
 mod sinks;
@@ -53,10 +52,6 @@ pub use demo::demo;
 pub use doctor::doctor;
 pub use operate::operate;
 pub use verify::verify;
-
-/// How often the key store is looked at: a change made in another process works here within a second, with time to spare
-/// for reading a million keys.
-const KEY_REFRESH_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How often what idle callers had set aside is given back.
 const SETTLE_INTERVAL: Duration = Duration::from_secs(1);
@@ -118,10 +113,10 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     let Surroundings { clock, seed } = surroundings;
     make_data_dir(&config.data_dir)?;
     let runtime = load_runtime(config.onnxruntime.clone()).await?;
-    let keys = ApiKeys::open(config.auth, &mut getrandom::fill)?.with_pins(config.pins);
-    let keys = Arc::new(keys);
+    let keys = Arc::new(keys::open(config.auth, config.shared_keys.as_ref())?.with_pins(config.pins));
+    let are_in_step = keys::sync_at_start(&keys, clock.now()).await?;
     let (tell, stays) = held::line();
-    tell.send_replace(who_stays(&keys, clock.now()));
+    tell.send_replace(keys::who_stays(&keys, clock.now()));
     let quota = Arc::new(Quota::open(config.quota, &mut getrandom::fill)?);
     // What samples may not hold, metrics may not show.
     let withheld = config.capture.as_ref().map(|capture| capture.protect.names()).unwrap_or_default();
@@ -191,7 +186,10 @@ pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result
     front.spawn("admin-listener", server::serve(admin, admin_routes, config.server, front.stopping()));
     back.spawn("registry", follow_registry(manager, seed, back.stopping()));
     back.spawn("shadow", compare(comparer, back.stopping()));
-    back.spawn("keys", refresh_keys(keys, tell, clock.clone(), back.stopping()));
+    if keys.copy_health().is_some() {
+        back.spawn("shared-keys", keys::follow(Arc::clone(&keys), are_in_step, clock.clone(), back.stopping()));
+    }
+    back.spawn("keys", keys::refresh(keys, tell, clock.clone(), back.stopping()));
     back.spawn("usage", settle_usage(quota, clock.clone(), back.stopping()));
     back.spawn(
         "drift",
@@ -454,37 +452,6 @@ async fn compare(mut comparer: Comparer, stop: CancellationToken) {
         tokio::select! {
             more = comparer.compare_once() => if !more { return stop.cancelled().await },
             () = stop.cancelled() => return,
-        }
-    }
-}
-
-/// What callers stay on, for the control plane.
-fn who_stays(keys: &ApiKeys, now: Timestamp) -> held::Asked {
-    let targets = |pinned: Vec<PinTo>| pinned.iter().map(Target::from).collect();
-    keys.pinned(now).into_iter().map(|(model, pinned)| (model, targets(pinned))).collect()
-}
-
-async fn refresh_keys(keys: Arc<ApiKeys>, tell: held::Teller, clock: Clock, stop: CancellationToken) {
-    let mut pace = Pace::new(KEY_REFRESH_INTERVAL, stop);
-    let mut healthy = true;
-    while pace.next().await {
-        let store = Arc::clone(&keys);
-        let refreshed = tokio::task::spawn_blocking(move || store.refresh_once()).await;
-        // Pins end by the clock, too, whether or not the store changes.
-        let asked = who_stays(&keys, clock.now());
-        tell.send_if_modified(|before| {
-            let changed = *before != asked;
-            *before = asked;
-            changed
-        });
-        match refreshed {
-            Ok(Ok(_)) => healthy = true,
-            Ok(Err(error)) if healthy => {
-                warn!("cannot read the key store, the keys read last stay: {error}");
-                healthy = false;
-            }
-            Ok(Err(_)) => {}
-            Err(panic) => error!("reading the key store panicked: {panic}"),
         }
     }
 }

@@ -10,6 +10,7 @@ mod pepper;
 mod pins;
 mod private;
 mod scope;
+pub(crate) mod shared;
 pub(crate) mod store;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -30,6 +31,7 @@ use subtle::ConstantTimeEq;
 
 use attempts::{Attempts, Subject};
 use pepper::{Digest, Pepper};
+use shared::Sharing;
 use store::StoredKey;
 
 pub use import::{ImportError, Imported, Mistake, Plans};
@@ -37,6 +39,7 @@ pub use key::well_formed_id;
 pub use lifecycle::NewKey;
 pub use pins::{NoPin, Pin, PinTo, PlanPins, moment};
 pub use scope::{NoScope, Scope, Scopes};
+pub use shared::{CopyHealth, Keep, Put, SharedError, SharedStore};
 
 /// The name of a usage plan, as in `[plans.<name>]`.
 pub type PlanName = Arc<str>;
@@ -260,6 +263,18 @@ pub enum StoreError {
     /// Keys from elsewhere that cannot be taken over.
     #[error(transparent)]
     Import(#[from] ImportError),
+    /// Gateways that share keys share a pepper, which none of them may make for itself.
+    #[error(
+        "there is no pepper `{path}`: give it the one of the gateways that share the keys; for keys that are new \
+         everywhere, make one: `(umask 077; head -c 32 /dev/urandom > {path})`"
+    )]
+    NoPepper {
+        /// Where it is expected.
+        path: PathBuf,
+    },
+    /// Keys that several gateways share.
+    #[error(transparent)]
+    Shared(#[from] SharedError),
 }
 
 fn listed(plans: &[PlanName]) -> String {
@@ -314,6 +329,8 @@ pub struct ApiKeys {
     live: ArcSwap<LiveKeys>,
     attempts: Attempts,
     store: Mutex<Store>,
+    /// Unset: these keys are of this data directory alone.
+    sharing: Option<Sharing>,
 }
 
 /// Every key, those that have ended included: who still sends one of them is no guesser.
@@ -444,6 +461,20 @@ impl ApiKeys {
     /// # Errors
     /// When the store or the pepper cannot be used. A damaged store is never taken for an empty one.
     pub fn open(config: Config, random: Random<'_>) -> Result<Self, StoreError> {
+        Self::open_with(config, Some(random), None)
+    }
+
+    /// Opens a copy of keys that gateways share, which makes no pepper. It is as it was left, until it is
+    /// [brought up to date](Self::sync_once).
+    ///
+    /// # Errors
+    /// As `open`, and when there is no pepper or the shared store's address is none.
+    pub fn open_shared(config: Config, shared: &SharedStore) -> Result<Self, StoreError> {
+        let sharing = Sharing::new(shared, config.pepper.clone())?;
+        Self::open_with(config, None, Some(sharing))
+    }
+
+    fn open_with(config: Config, random: Option<Random<'_>>, sharing: Option<Sharing>) -> Result<Self, StoreError> {
         let mut db = store::open(&config.store)?;
         let pepper = open_pepper(&mut db, &config.pepper, random)?;
         // No generation is negative: the first look reads everything.
@@ -455,6 +486,7 @@ impl ApiKeys {
             live: ArcSwap::default(),
             attempts: Attempts::new(),
             store: Mutex::new(store),
+            sharing,
         };
         keys.reload(&mut keys.store.lock())?;
         Ok(keys)
@@ -527,6 +559,13 @@ impl ApiKeys {
         }
     }
 
+    /// How many keys there are, those that have ended included.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "nobody asks whether there is none")]
+    pub fn len(&self) -> usize {
+        self.live.load().len()
+    }
+
     /// Every key, oldest first, revoked ones included.
     ///
     /// # Errors
@@ -591,15 +630,18 @@ impl fmt::Debug for ApiKeys {
     }
 }
 
-/// The pepper that belongs to the store's keys.
-fn open_pepper(db: &mut Connection, path: &Path, random: Random<'_>) -> Result<Pepper, StoreError> {
+/// The pepper that belongs to the store's keys; made where there is `random`.
+fn open_pepper(db: &mut Connection, path: &Path, random: Option<Random<'_>>) -> Result<Pepper, StoreError> {
     // Held to the end, so that of two processes that start on an empty store one makes the pepper and one reads it.
     let tx = store::write(db)?;
     let has_keys = store::has_keys(&tx)?;
     let pepper = match Pepper::read(path)? {
         Some(pepper) => pepper,
         None if has_keys => return Err(StoreError::PepperMissing { path: path.to_owned() }),
-        None => Pepper::create(path, random)?,
+        None => match random {
+            Some(random) => Pepper::create(path, random)?,
+            None => return Err(StoreError::NoPepper { path: path.to_owned() }),
+        },
     };
     let fingerprint = pepper.fingerprint();
     if store::pepper(&tx)? != Some(fingerprint) {

@@ -15,6 +15,7 @@ use secrecy::SecretString;
 use crate::{auth, capture, drift, feedback, manager, registry, server, telemetry};
 
 mod effective;
+mod keys;
 mod layer;
 mod metrics;
 mod models;
@@ -56,6 +57,8 @@ pub struct Config {
     pub webhook_secret: Option<SecretString>,
     /// Where keys live and what plans allow.
     pub auth: auth::Config,
+    /// Where gateways share keys, if they do.
+    pub shared_keys: Option<auth::SharedStore>,
     /// Versions that plans stay on.
     pub pins: auth::PlanPins,
     /// Plans.
@@ -285,6 +288,7 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
     let store = data_dir.join("modelgate.db");
     let plans = sections::plans(&mut root, &models, sources.purpose, max_held);
     let usage = quota::read(root.section("quota"), store.clone(), &plans.limits);
+    let keys = keys::read(root.section("keys"), data_dir.join("pepper"), &usage);
     let (metrics, sinks) = metrics::read(root.section("metrics"), &sources.env);
     let drift = sections::drift(root.section("drift"));
     let capture = root.optional_section("capture").and_then(|section| sections::capture(section, &data_dir, rates));
@@ -293,7 +297,8 @@ fn read(mut root: Section<'_>, sources: &Sources) -> Config {
     let telemetry = sections::telemetry(root.section("telemetry"), &sources.env);
     root.finish();
     Config {
-        auth: auth::Config { store, pepper: data_dir.join("pepper"), plans: plans.access },
+        auth: auth::Config { store, pepper: keys.pepper, plans: plans.access },
+        shared_keys: keys.shared,
         quota: crate::quota::Config { store: usage, plans: plans.limits },
         pins: plans.pins,
         manager: manager::Config { poll_interval, slots, max_held, admission, models, write_back },

@@ -94,23 +94,21 @@ impl ApiKeys {
         random: Random<'_>,
     ) -> Result<Imported, StoreError> {
         let rows = self.read(csv, plans)?;
-        let mut imported = Imported::default();
-        let mut store = self.store.lock();
-        let tx = store::write(&mut store.db)?;
-        for row in rows {
-            let hash = self.pepper.digest(&row.key);
-            let before = store::key_by_hash(&tx, &hash)?.map(|key| key.record);
-            if let Some(before) = before {
-                store::update(&tx, &row.over(before, now))?;
-                imported.updated += 1;
-            } else {
-                store::insert(&tx, &row.into_record(now, random)?, &hash)?;
-                imported.created += 1;
+        self.edit(|edit| {
+            let mut imported = Imported::default();
+            for row in &rows {
+                let hash = self.pepper.digest(&row.key);
+                let before = store::key_by_hash(edit, &hash)?.map(|key| key.record);
+                if let Some(before) = before {
+                    edit.update(&row.over(before, now))?;
+                    imported.updated += 1;
+                } else {
+                    edit.insert(&row.record(now, random)?, &hash)?;
+                    imported.created += 1;
+                }
             }
-        }
-        tx.commit()?;
-        self.reload(&mut store)?;
-        Ok(imported)
+            Ok(imported)
+        })
     }
 
     fn read(&self, csv: &[u8], plans: &Plans) -> Result<Vec<Row>, ImportError> {
@@ -185,19 +183,19 @@ impl Columns {
 }
 
 impl Row {
-    fn over(self, before: KeyRecord, now: Timestamp) -> KeyRecord {
+    fn over(&self, before: KeyRecord, now: Timestamp) -> KeyRecord {
         let disabled = (!self.is_enabled).then(|| before.disabled.unwrap_or(to_millisecond(now)));
-        KeyRecord { name: self.name, plan: self.plan, disabled, ..before }
+        KeyRecord { name: self.name.clone(), plan: self.plan.clone(), disabled, ..before }
     }
 
-    fn into_record(self, now: Timestamp, random: Random<'_>) -> Result<KeyRecord, StoreError> {
+    fn record(&self, now: Timestamp, random: Random<'_>) -> Result<KeyRecord, StoreError> {
         let id: std::sync::Arc<str> = key::id_text(&key::generate_id(random)?).into();
         let now = to_millisecond(now);
         Ok(KeyRecord {
             account: id.clone(),
             id,
-            name: self.name,
-            plan: self.plan,
+            name: self.name.clone(),
+            plan: self.plan.clone(),
             created: now,
             expires: None,
             revoked: None,

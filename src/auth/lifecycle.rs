@@ -4,7 +4,11 @@
 use jiff::{SignedDuration, Timestamp};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{ApiKeys, KeyId, KeyRecord, NAME_MAX_CHARS, Random, Scopes, Store, StoreError, key, store};
+use super::store::Edit;
+use super::{ApiKeys, KeyId, KeyRecord, NAME_MAX_CHARS, Random, Scopes, SharedError, StoreError, key, store};
+
+/// How often a change is tried where others change the same keys at the same time. Each time, one of them gets through.
+const EDIT_ATTEMPTS: u32 = 100;
 
 /// What a key is made of.
 #[derive(Clone, Debug)]
@@ -49,11 +53,8 @@ impl ApiKeys {
         check_name(&new.name)?;
         self.check_plan(&new.plan)?;
         let (record, secret) = generate(new, now, random)?;
-        let mut store = self.store.lock();
-        let tx = store::write(&mut store.db)?;
-        store::insert(&tx, &record, &self.pepper.digest(secret.expose_secret()))?;
-        tx.commit()?;
-        self.reload(&mut store)?;
+        let hash = self.pepper.digest(secret.expose_secret());
+        self.edit(|edit| Ok(edit.insert(&record, &hash)?))?;
         Ok((record, secret))
     }
 
@@ -69,28 +70,26 @@ impl ApiKeys {
         now: Timestamp,
         random: Random<'_>,
     ) -> Result<(KeyRecord, KeyRecord, SecretString), StoreError> {
-        let mut store = self.store.lock();
-        let tx = store::write(&mut store.db)?;
-        let mut old = find(&tx, id)?;
-        check_rotatable(&old, now)?;
-        let lifetime = old.expires.map(|end| end.duration_since(old.created));
-        let expires = lifetime.map(|lifetime| now.saturating_add(lifetime)).transpose();
-        let new = NewKey {
-            name: old.name.clone(),
-            plan: old.plan.clone(),
-            expires: expires.unwrap_or(Some(Timestamp::MAX)),
-            scopes: old.scopes.clone(),
-        };
-        let (mut new, secret) = generate(new, now, random)?;
-        new.account = old.account.clone();
-        let end = to_millisecond(now.saturating_add(overlap).unwrap_or(Timestamp::MAX));
-        old.expires = Some(old.expires.map_or(end, |before| before.min(end)));
-        old.replaced_by = Some(new.id.clone());
-        store::insert(&tx, &new, &self.pepper.digest(secret.expose_secret()))?;
-        store::update(&tx, &old)?;
-        tx.commit()?;
-        self.reload(&mut store)?;
-        Ok((old, new, secret))
+        self.edit(|edit| {
+            let mut old = find(edit, id)?;
+            check_rotatable(&old, now)?;
+            let lifetime = old.expires.map(|end| end.duration_since(old.created));
+            let expires = lifetime.map(|lifetime| now.saturating_add(lifetime)).transpose();
+            let new = NewKey {
+                name: old.name.clone(),
+                plan: old.plan.clone(),
+                expires: expires.unwrap_or(Some(Timestamp::MAX)),
+                scopes: old.scopes.clone(),
+            };
+            let (mut new, secret) = generate(new, now, random)?;
+            new.account = old.account.clone();
+            let end = to_millisecond(now.saturating_add(overlap).unwrap_or(Timestamp::MAX));
+            old.expires = Some(old.expires.map_or(end, |before| before.min(end)));
+            old.replaced_by = Some(new.id.clone());
+            edit.insert(&new, &self.pepper.digest(secret.expose_secret()))?;
+            edit.update(&old)?;
+            Ok((old, new, secret))
+        })
     }
 
     /// Ends a key, given by its id. A key that was revoked before keeps its date.
@@ -147,7 +146,7 @@ impl ApiKeys {
     pub fn set_scopes(&self, id: &str, scopes: Scopes) -> Result<KeyRecord, StoreError> {
         self.change(id, |key| {
             check_not_revoked(key)?;
-            key.scopes = scopes;
+            key.scopes = scopes.clone();
             Ok(())
         })
     }
@@ -155,17 +154,35 @@ impl ApiKeys {
     fn change(
         &self,
         id: &str,
-        change: impl FnOnce(&mut KeyRecord) -> Result<(), StoreError>,
+        change: impl Fn(&mut KeyRecord) -> Result<(), StoreError>,
     ) -> Result<KeyRecord, StoreError> {
-        let mut store = self.store.lock();
-        let Store { db, .. } = &mut *store;
-        let tx = store::write(db)?;
-        let mut record = find(&tx, id)?;
-        change(&mut record)?;
-        store::update(&tx, &record)?;
-        tx.commit()?;
-        self.reload(&mut store)?;
-        Ok(record)
+        self.edit(|edit| {
+            let mut record = find(edit, id)?;
+            change(&mut record)?;
+            edit.update(&record)?;
+            Ok(record)
+        })
+    }
+
+    /// Makes a change of keys: in the store that gateways share, where they do, and here.
+    ///
+    /// `change` runs again when another process was faster, on the keys as they are then.
+    pub(super) fn edit<T>(
+        &self,
+        mut change: impl FnMut(&mut Edit<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        for _ in 0..EDIT_ATTEMPTS {
+            self.catch_up()?;
+            let mut store = self.store.lock();
+            let mut edit = Edit::begin(&mut store.db)?;
+            let done = change(&mut edit)?;
+            if self.publish(&edit)? {
+                edit.commit()?;
+                self.reload(&mut store)?;
+                return Ok(done);
+            }
+        }
+        Err(SharedError::Busy.into())
     }
 
     pub(super) fn check_plan(&self, plan: &str) -> Result<(), StoreError> {

@@ -129,13 +129,9 @@ impl ApiKeys {
             let held = held.iter().map(PinTo::to_string).collect::<Vec<_>>().join(", ");
             return Err(StoreError::NoRoomForPin { model: pin.model.to_string(), room, held });
         }
-        let until = lifecycle::to_millisecond(pin.until).as_millisecond();
-        self.change_pins(id, |tx, account| {
-            tx.execute(
-                "INSERT OR REPLACE INTO pins (account, model, target, until) VALUES (?, ?, ?, ?)",
-                params![account, &*pin.model, pin.to.to_string(), until],
-            )
-        })
+        let until = lifecycle::to_millisecond(pin.until);
+        let pin = Pin { until, ..pin.clone() };
+        self.change_pins(id, |tx, account| put(tx, account, &pin))
     }
 
     /// Lets the key with this id go the way of all callers of `model` again.
@@ -154,16 +150,14 @@ impl ApiKeys {
     fn change_pins(
         &self,
         id: &str,
-        change: impl FnOnce(&Transaction<'_>, &str) -> rusqlite::Result<usize>,
+        mut change: impl FnMut(&Transaction<'_>, &str) -> rusqlite::Result<usize>,
     ) -> Result<KeyRecord, StoreError> {
-        let mut store = self.store.lock();
-        let tx = store::write(&mut store.db)?;
-        let record = lifecycle::find(&tx, id)?;
-        change(&tx, &record.account)?;
-        store::next_generation(&tx)?;
-        tx.commit()?;
-        self.reload(&mut store)?;
-        Ok(record)
+        self.edit(|edit| {
+            let record = lifecycle::find(edit, id)?;
+            change(edit, &record.account)?;
+            edit.touched_pins(&record.account)?;
+            Ok(record)
+        })
     }
 
     /// What every key stays on, past dates included, by account.
@@ -184,6 +178,21 @@ pub(super) fn read(db: &Connection) -> rusqlite::Result<BTreeMap<KeyId, Vec<Pin>
         pins.entry(account).or_default().push(pin);
     }
     Ok(pins)
+}
+
+/// The pins of one account.
+pub(super) fn of_account(db: &Connection, account: &str) -> rusqlite::Result<Vec<Pin>> {
+    let mut statement =
+        db.prepare("SELECT account, model, target, until FROM pins WHERE account = ? ORDER BY model")?;
+    let rows = statement.query_map([account], |row| read_pin(row).map(|(_, pin)| pin))?;
+    rows.collect()
+}
+
+pub(super) fn put(tx: &Transaction<'_>, account: &str, pin: &Pin) -> rusqlite::Result<usize> {
+    tx.execute(
+        "INSERT OR REPLACE INTO pins (account, model, target, until) VALUES (?, ?, ?, ?)",
+        params![account, &*pin.model, pin.to.to_string(), pin.until.as_millisecond()],
+    )
 }
 
 fn read_pin(row: &Row<'_>) -> rusqlite::Result<(KeyId, Pin)> {

@@ -3,6 +3,8 @@
 //! What is damaged, foreign or newer than this program is refused. It is never taken for empty: an empty key store
 //! turns every caller away, and an empty usage store gives every quota out again.
 
+use std::collections::BTreeSet;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,11 +12,11 @@ use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, Transaction, TransactionBehavior, params};
 
 use super::pepper::Digest;
-use super::{KeyRecord, StoreError, private};
+use super::{KeyId, KeyRecord, StoreError, private};
 
 /// `mgat`: tells our files from other SQLite files.
 const APPLICATION_ID: i32 = 0x6d67_6174;
-const SCHEMA_VERSION: i32 = 3;
+const SCHEMA_VERSION: i32 = 4;
 
 /// How long one process waits for another's write.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(250);
@@ -49,7 +51,7 @@ const SCHEMA: &str = "
     COMMIT;";
 
 /// What brings a store from version 1 to 2, from 2 to 3, and so on.
-const UPGRADES: [&str; 2] = [ROTATION, PINS];
+const UPGRADES: [&str; 3] = [ROTATION, PINS, SHARING];
 
 /// `account` is the first of a row of keys that replaced each other, whose quota they share.
 /// `imported` keys have no id in their text and are found by their hash.
@@ -73,6 +75,15 @@ const PINS: &str = "
         PRIMARY KEY (account, model)
     ) STRICT, WITHOUT ROWID;
     PRAGMA user_version = 3;";
+
+/// Where the keys are a copy of those that gateways share: of which, and since when nothing else was heard. `unreadable`
+/// are records of the shared store that are not in the copy, or not as they are there.
+const SHARING: &str = "
+    ALTER TABLE keyring ADD COLUMN epoch TEXT;
+    ALTER TABLE keyring ADD COLUMN shared_generation INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE keyring ADD COLUMN heard INTEGER;
+    CREATE TABLE unreadable (field TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+    PRAGMA user_version = 4;";
 
 /// One row of `keys`.
 #[derive(Debug)]
@@ -239,10 +250,57 @@ pub(super) fn key_by_hash(db: &Connection, hash: &Digest) -> rusqlite::Result<Op
     rows.next().transpose()
 }
 
+/// A change of keys under way, and what it has touched so far.
+pub(super) struct Edit<'db> {
+    tx: Transaction<'db>,
+    keys: BTreeSet<KeyId>,
+    /// Accounts whose pins were touched.
+    pins: BTreeSet<KeyId>,
+}
+
+impl<'db> Edit<'db> {
+    pub(super) fn begin(db: &'db mut Connection) -> rusqlite::Result<Self> {
+        Ok(Self { tx: write(db)?, keys: BTreeSet::new(), pins: BTreeSet::new() })
+    }
+
+    pub(super) fn insert(&mut self, record: &KeyRecord, hash: &Digest) -> rusqlite::Result<()> {
+        self.keys.insert(KeyId::clone(&record.id));
+        insert(&self.tx, record, hash)
+    }
+
+    pub(super) fn update(&mut self, record: &KeyRecord) -> rusqlite::Result<()> {
+        self.keys.insert(KeyId::clone(&record.id));
+        update(&self.tx, record)
+    }
+
+    /// To be called when pins of `account` were changed.
+    pub(super) fn touched_pins(&mut self, account: &KeyId) -> rusqlite::Result<()> {
+        self.pins.insert(KeyId::clone(account));
+        next_generation(&self.tx)
+    }
+
+    /// The keys that were made or changed, and the accounts whose pins were.
+    pub(super) fn touched(&self) -> (&BTreeSet<KeyId>, &BTreeSet<KeyId>) {
+        (&self.keys, &self.pins)
+    }
+
+    pub(super) fn commit(self) -> rusqlite::Result<()> {
+        self.tx.commit()
+    }
+}
+
+impl<'db> Deref for Edit<'db> {
+    type Target = Transaction<'db>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.tx
+    }
+}
+
 pub(super) fn insert(tx: &Transaction<'_>, record: &KeyRecord, hash: &Digest) -> rusqlite::Result<()> {
     let mut statement = tx.prepare(
-        "INSERT INTO keys (id, name, plan, hash, created, expires, account, disabled, scopes, imported)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO keys (id, name, plan, hash, created, expires, revoked, account, replaced_by, disabled, scopes, imported)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )?;
     statement.execute(params![
         &*record.id,
@@ -251,7 +309,9 @@ pub(super) fn insert(tx: &Transaction<'_>, record: &KeyRecord, hash: &Digest) ->
         hash,
         record.created.as_millisecond(),
         record.expires.map(Timestamp::as_millisecond),
+        record.revoked.map(Timestamp::as_millisecond),
         &*record.account,
+        record.replaced_by.as_deref(),
         record.disabled.map(Timestamp::as_millisecond),
         record.scopes.to_string(),
         record.imported,
@@ -279,7 +339,7 @@ pub(super) fn update(tx: &Transaction<'_>, record: &KeyRecord) -> rusqlite::Resu
 }
 
 pub(super) fn next_generation(tx: &Transaction<'_>) -> rusqlite::Result<()> {
-    tx.execute("UPDATE keyring SET generation = generation + 1", [])?;
+    tx.prepare("UPDATE keyring SET generation = generation + 1")?.execute([])?;
     Ok(())
 }
 

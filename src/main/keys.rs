@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::Subcommand;
 use jiff::{SignedDuration, Span, SpanRelativeTo, Timestamp};
-use modelgate::auth::{self, ApiKeys, KeyId, KeyRecord, NewKey, Pin, PinTo, Scope, Scopes};
+use modelgate::app;
+use modelgate::auth::{self, ApiKeys, Keep, KeyId, KeyRecord, NewKey, Pin, PinTo, Put, Scope, Scopes};
 use secrecy::ExposeSecret as _;
 
 use super::{Place, print};
@@ -48,7 +49,7 @@ pub(super) enum Keys {
         #[command(flatten)]
         place: Place,
     },
-    /// Switch a key off until it is enabled; gateways notice within a second
+    /// Switch a key off until it is enabled; gateways notice within a second, those that share keys within five
     Disable {
         /// The key's id, as `keys list` shows it
         id: String,
@@ -109,7 +110,7 @@ pub(super) enum Keys {
         #[command(flatten)]
         place: Place,
     },
-    /// End a key; gateways notice within a second
+    /// End a key; gateways notice within a second, those that share keys within five
     Revoke {
         /// The key's id, as `keys list` shows it
         id: String,
@@ -126,6 +127,14 @@ pub(super) enum Keys {
         /// Our plan for one of API Gateway's; may be given more than once
         #[arg(long = "usage-plan", value_name = "ID=PLAN", value_parser = pair)]
         usage_plans: Vec<(String, String)>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Put the keys of this data directory into the store that gateways share, beside those that are there
+    Share {
+        /// Which are right where keys here and in the store differ
+        #[arg(long, value_name = "here|store", value_parser = keep)]
+        keep: Option<Keep>,
         #[command(flatten)]
         place: Place,
     },
@@ -149,15 +158,18 @@ struct Store {
     plans: Vec<String>,
     models: Vec<String>,
     max_held: usize,
+    /// Whether other data directories have the same keys.
+    are_shared: bool,
 }
 
 impl Place {
     fn open(self) -> anyhow::Result<Store> {
         let config = self.load()?;
+        let are_shared = config.shared_keys.is_some();
         let plans = config.auth.plans.keys().map(ToString::to_string).collect();
         let models = config.manager.models.iter().map(|model| model.name.to_string()).collect();
-        let keys = ApiKeys::open(config.auth, &mut getrandom::fill)?.with_pins(config.pins);
-        Ok(Store { keys, plans, models, max_held: config.manager.max_held })
+        let keys = app::keys::open(config.auth, config.shared_keys.as_ref())?.with_pins(config.pins);
+        Ok(Store { keys, plans, models, max_held: config.manager.max_held, are_shared })
     }
 }
 
@@ -172,6 +184,10 @@ impl Keys {
             }
             Self::List { place } => {
                 let keys = place.open()?.keys;
+                // Better the copy than nothing; it says how old it is.
+                if let Err(error) = keys.sync_once(now) {
+                    note(&format!("note: {}", keys.age_of_copy(&error)))?;
+                }
                 print(&table(&keys.list()?, &keys.key_pins()?, now))
             }
             Self::Rotate { id, overlap, place } => rotate(&place.open()?.keys, &id, overlap, now),
@@ -209,17 +225,25 @@ impl Keys {
                 print(&format!("key {} ({}) goes the way of all callers of {model} again\n", key.id, key.name))
             }
             Self::Revoke { id, place } => {
-                let key = place.open()?.keys.revoke(&id, now)?;
-                print(&format!(
-                    "revoked key {} ({}); a gateway on this data directory refuses it within a second\n",
-                    key.id, key.name
-                ))
+                let store = place.open()?;
+                let key = store.keys.revoke(&id, now)?;
+                let who = if store.are_shared {
+                    "every gateway that can ask the shared store refuses it within 5 seconds"
+                } else {
+                    "a gateway on this data directory refuses it within a second"
+                };
+                print(&format!("revoked key {} ({}); {who}\n", key.id, key.name))
             }
             Self::Import { file, plan, usage_plans, place } => {
                 let csv = fs::read(&file).with_context(|| format!("cannot read `{}`", file.display()))?;
                 let plans = auth::Plans { by_usage_plan: usage_plans.into_iter().collect(), otherwise: plan };
                 let imported = place.open()?.keys.import(&csv, &plans, now, &mut getrandom::fill)?;
                 print(&format!("keys imported: {}, updated: {}\n", imported.created, imported.updated))
+            }
+            Self::Share { keep, place } => {
+                let store = place.open()?;
+                anyhow::ensure!(store.are_shared, "keys are not shared here: write `shared = true` below [keys]");
+                print(&shared(store.keys.share(keep, &mut getrandom::fill)?))
             }
             Self::Check { text } => check(text),
         }
@@ -261,6 +285,27 @@ impl Store {
         }
         let (record, secret) = self.keys.issue(new, now, &mut getrandom::fill)?;
         show(secret.expose_secret(), &format!("Key {} of {} on plan {}.", record.id, record.name, record.plan))
+    }
+}
+
+fn shared(put: Put) -> String {
+    match put {
+        Put::Nothing { keys } => format!("nothing to do: the {keys} keys here are those in the shared store\n"),
+        Put::Together { keys, there, unreadable: 0 } => {
+            format!("{keys} keys are shared now; {there} of them were in the store before\n")
+        }
+        Put::Together { keys, there, unreadable } => format!(
+            "{keys} keys are shared now; {there} of them were in the store before, and {unreadable} records there that \
+             nobody could read are gone\n"
+        ),
+    }
+}
+
+fn keep(text: &str) -> Result<Keep, String> {
+    match text {
+        "here" => Ok(Keep::Here),
+        "store" => Ok(Keep::Store),
+        _ => Err("expected `here` or `store`".to_owned()),
     }
 }
 

@@ -19,8 +19,8 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, RedisError, Script};
-use secrecy::{ExposeSecret, SecretString};
+use redis::{AsyncConnectionConfig, Client, RedisError, Script};
+use secrecy::SecretString;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, timeout_at};
 use url::Url;
@@ -218,7 +218,7 @@ pub(super) fn start(
     });
     let mut inbox = Inbox { messages, tokens: asks, shared: Arc::clone(&shared) };
     let mut keeper = Keeper {
-        client: client(&config)?,
+        client: auth::shared::client(&config.url, config.password.as_ref()).map_err(StoreError::Address)?,
         namespace: config.namespace,
         gateway: format!("{:016x}", u64::from_be_bytes(gateway)),
         connection: None,
@@ -230,15 +230,6 @@ pub(super) fn start(
     task::thread("usage-store", STACK_BYTES, move || runtime.block_on(keeper.run(&mut inbox)))
         .map_err(StoreError::Thread)?;
     Ok(shared)
-}
-
-fn client(config: &Redis) -> Result<Client, StoreError> {
-    let info = config.url.as_str().into_connection_info().map_err(StoreError::Address)?;
-    let mut settings = info.redis_settings().clone();
-    if let Some(password) = &config.password {
-        settings = settings.set_password(password.expose_secret());
-    }
-    Client::open(info.set_redis_settings(settings)).map_err(StoreError::Address)
 }
 
 /// What the thread holds.

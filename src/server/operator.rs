@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::infer::limit_report;
 use super::routes::{Answer, body_of, json_answer};
 use super::{State, Traffic, versions};
+use crate::auth::CopyHealth;
 use crate::drift::report::Report;
 use crate::metrics::{Family, Sample, prometheus};
 use crate::model::loading::Loading;
@@ -79,6 +81,26 @@ fn key_report(used: &Use) -> Value {
     })
 }
 
+/// `GET /admin/keys`: how many there are, and where they are shared how old this gateway's copy of them is.
+pub(super) fn keys(state: &State) -> Answer {
+    let now = state.clock.now();
+    let copy = state.keys.copy_health().map(|health| {
+        json!({
+            "generation": health.generation,
+            "heard": health.heard.map(|heard| heard.to_string()),
+            "age_seconds": copy_age(&health, now),
+            "unreadable": health.unreadable,
+            "trouble": health.trouble,
+        })
+    });
+    json_answer(&json!({ "keys": state.keys.len(), "shared": copy }))
+}
+
+/// Seconds since the copy was last known to be what the shared store has.
+fn copy_age(health: &CopyHealth, now: Timestamp) -> Option<i64> {
+    health.heard.map(|heard| now.duration_since(heard).as_secs().max(0))
+}
+
 /// `GET /metrics`.
 pub(super) fn metrics(state: &State) -> Answer {
     let mut outside = Vec::from(traffic_families(&state.traffic));
@@ -86,6 +108,7 @@ pub(super) fn metrics(state: &State) -> Answer {
     outside.extend(capture_families(&state.capture.counts()));
     outside.extend(state.feedback.counts().iter().flat_map(feedback_families));
     outside.extend(state.quota.shared_store().iter().flat_map(quota_families));
+    outside.extend(state.keys.copy_health().iter().flat_map(|health| copy_families(health, state.clock.now())));
     body_of(prometheus::CONTENT_TYPE, state.metrics.render(&outside).into())
 }
 
@@ -255,6 +278,32 @@ fn quota_families(health: &Health) -> [Family; 4] {
             "modelgate_quota_lent_units",
             "Rows or requests that were lent because the shared quota store could not be asked",
             alone(health.lent_units),
+        ),
+    ]
+}
+
+fn copy_families(health: &CopyHealth, now: Timestamp) -> [Family; 4] {
+    let age = copy_age(health, now).map(|age| alone(age.unsigned_abs())).unwrap_or_default();
+    [
+        Family::gauge(
+            "modelgate_keys_in_step",
+            "Whether the keys were what the shared store has at the last look",
+            alone(health.trouble.is_none().into()),
+        ),
+        Family::gauge(
+            "modelgate_keys_copy_age_seconds",
+            "Since the keys were last known to be those of the store",
+            age,
+        ),
+        Family::gauge(
+            "modelgate_keys_generation",
+            "Changes of the shared keys that are in the copy",
+            alone(health.generation.unsigned_abs()),
+        ),
+        Family::gauge(
+            "modelgate_keys_unreadable_records",
+            "Records of the shared keys that could not be read",
+            alone(health.unreadable),
         ),
     ]
 }

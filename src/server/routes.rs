@@ -121,6 +121,7 @@ enum Route<'path> {
     /// How right one model's versions were.
     Accuracy(&'path str),
     Use,
+    Keys,
     /// What an operator orders of one model.
     Order(Verb, &'path str),
     Webhook,
@@ -152,6 +153,7 @@ impl<'path> Route<'path> {
             (Face::Operators, "/metrics") => Some(Self::Metrics),
             (Face::Operators, "/admin/models") => Some(Self::Models),
             (Face::Operators, "/admin/usage") => Some(Self::Use),
+            (Face::Operators, "/admin/keys") => Some(Self::Keys),
             (Face::Operators, "/admin/registry-webhook") => Some(Self::Webhook),
             (Face::Operators, path) => {
                 question(path).or_else(|| Verb::find(path).map(|(verb, name)| Self::Order(verb, name)))
@@ -173,6 +175,7 @@ impl<'path> Route<'path> {
             Self::Drift(_) => "/admin/models/{name}/drift",
             Self::Accuracy(_) => "/admin/models/{name}/accuracy",
             Self::Use => "/admin/usage",
+            Self::Keys => "/admin/keys",
             Self::Order(verb, _) => verb.pattern(),
             Self::Webhook => "/admin/registry-webhook",
         }
@@ -216,6 +219,7 @@ impl Room {
             Route::Drift(name) => operator::drift(&self.state, name, head.uri.query()),
             Route::Accuracy(name) => feedback::accuracy(&self.state, name),
             Route::Use => Ok(operator::usage(&self.state)),
+            Route::Keys => Ok(operator::keys(&self.state)),
             Route::Order(verb, name) => admin::order(self, verb, name, head, body).await,
             Route::Webhook => webhook::hint(self, head, body).await,
         }

@@ -345,8 +345,8 @@ fn a_store_that_vanished_from_beside_its_log_is_refused() {
 fn a_store_of_a_newer_version_is_refused() {
     let keyring = Keyring::new();
     drop(keyring.open());
-    keyring.tamper("PRAGMA user_version = 4");
-    assert!(matches!(keyring.refusal(), StoreError::Newer { found: 4, known: 3, .. }));
+    keyring.tamper("PRAGMA user_version = 5");
+    assert!(matches!(keyring.refusal(), StoreError::Newer { found: 5, known: 4, .. }));
 }
 
 #[test]

@@ -188,10 +188,10 @@ fn load(client: &Client, done: &Arc<AtomicBool>, answers: &Arc<AtomicU64>) -> Jo
     callers
 }
 
-type Change = fn(&ApiKeys, &str);
+pub(crate) type Change = fn(&ApiKeys, &str);
 
 /// Each way in which a key loses what it had, with the status it is refused with.
-const CHANGES: [(&str, u16, Change); 4] = [
+pub(crate) const CHANGES: [(&str, u16, Change); 4] = [
     ("revoke", 401, |keys, id| drop(keys.revoke(id, Clock::system().now()).unwrap())),
     ("disable", 403, |keys, id| drop(keys.disable(id, Clock::system().now()).unwrap())),
     ("expire", 401, |keys, id| drop(keys.expire(id, Some(Clock::system().now())).unwrap())),
@@ -200,7 +200,7 @@ const CHANGES: [(&str, u16, Change); 4] = [
 
 /// Changes a key under 64-way load. All callers are admitted before it and refused after it; who asks after anybody was
 /// refused, or when `bound` has passed, is admitted no more.
-async fn check_change(
+pub(crate) async fn check_change(
     gate: &Gate,
     keys: &ApiKeys,
     (what, refusal, change): (&str, u16, Change),

@@ -41,6 +41,7 @@ mod rollout_loads;
 mod rollout_metrics;
 mod rollout_pins;
 mod server;
+mod shared_keys;
 mod shared_quota;
 mod support;
 mod swap;
