@@ -4,10 +4,11 @@
 //! serves from there whatever becomes of Redis. A change is made on an up-to-date copy and published before it is
 //! committed there, if nobody else published meanwhile; so no change is lost, and none is half made.
 //!
-//! Three names hold it all: `<namespace>:keys` is a hash of records, `<namespace>:keys:changes` orders its fields by the
-//! generation they were last written in, and `<namespace>:keys:state` is `<epoch> <generation> <records> <pepper>`: a
-//! number that grows with every change, and what tells peppers apart. An epoch begins when a copy is put into the store
-//! as a whole. Generations never fall, over epochs too: a store that went back in time is not believed.
+//! Four names hold it all: `<namespace>:keys` is a hash of records, `<namespace>:keys:changes` orders its fields by the
+//! generation they were last written in, `<namespace>:keys:stamps` has a stamp for each of the last generations, and
+//! `<namespace>:keys:state` is `<stamp> <generation> <records> <pepper>`. The generation counts changes, also over a copy
+//! that is put into the store as a whole; a stamp is a keyed hash of the changes up to it. So a store that went back in
+//! time, or whose halves were written apart from each other, is known for what it is, and not believed.
 
 mod copy;
 mod link;
@@ -91,8 +92,8 @@ pub enum SharedError {
     },
     /// The store went back in time, or somebody put an old copy into it.
     #[error(
-        "the shared keys are older (generation {there}) than this copy (generation {here}), so they are not taken: run \
-         `modelgate keys share` to put what is newer here back"
+        "the shared keys (generation {there}) lack changes that are in this copy (generation {here}), so they are not \
+         taken: run `modelgate keys share` on this data directory to put them back"
     )]
     Behind {
         /// The store's generation.

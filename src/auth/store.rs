@@ -79,7 +79,7 @@ const PINS: &str = "
 /// Where the keys are a copy of those that gateways share: of which, and since when nothing else was heard. `unreadable`
 /// are records of the shared store that are not in the copy, or not as they are there.
 const SHARING: &str = "
-    ALTER TABLE keyring ADD COLUMN epoch TEXT;
+    ALTER TABLE keyring ADD COLUMN shared_stamp TEXT;
     ALTER TABLE keyring ADD COLUMN shared_generation INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE keyring ADD COLUMN heard INTEGER;
     CREATE TABLE unreadable (field TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;

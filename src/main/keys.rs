@@ -243,7 +243,7 @@ impl Keys {
             Self::Share { keep, place } => {
                 let store = place.open()?;
                 anyhow::ensure!(store.are_shared, "keys are not shared here: write `shared = true` below [keys]");
-                print(&shared(store.keys.share(keep, &mut getrandom::fill)?))
+                print(&shared(store.keys.share(keep)?))
             }
             Self::Check { text } => check(text),
         }
@@ -290,13 +290,13 @@ impl Store {
 
 fn shared(put: Put) -> String {
     match put {
-        Put::Nothing { keys } => format!("nothing to do: the {keys} keys here are those in the shared store\n"),
+        Put::Nothing { keys } => format!("nothing to do: the keys here, {keys}, are those in the shared store\n"),
         Put::Together { keys, there, unreadable: 0 } => {
-            format!("{keys} keys are shared now; {there} of them were in the store before\n")
+            format!("keys shared: {keys}, in the store before: {there}\n")
         }
         Put::Together { keys, there, unreadable } => format!(
-            "{keys} keys are shared now; {there} of them were in the store before, and {unreadable} records there that \
-             nobody could read are gone\n"
+            "keys shared: {keys}, in the store before: {there}; records there that nobody could read are gone: \
+             {unreadable}\n"
         ),
     }
 }

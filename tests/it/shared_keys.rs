@@ -40,7 +40,7 @@ impl Fleet {
     /// With an empty store of keys in it, that nobody has a copy of.
     fn shared() -> Self {
         let fleet = Self::new();
-        fleet.keys("first").share(None, &mut getrandom::fill).unwrap();
+        fleet.keys("first").share(None).unwrap();
         fleet
     }
 
@@ -197,23 +197,26 @@ fn a_store_that_comes_back_empty_empties_no_gateway_and_gets_the_keys_back_from_
         assert_eq!(refusal(gateway, &key), None);
     }
     assert!(matches!(shared_error(one.revoke(&id, NOW)), SharedError::Absent));
-    let put = one.share(None, &mut getrandom::fill).unwrap();
+    let put = one.share(None).unwrap();
     assert_eq!(put, Put::Together { keys: 1, there: 0, unreadable: 0 });
     one.revoke(&id, NOW).unwrap();
     assert!(other.sync_once(NOW).unwrap());
     assert_eq!(refusal(&other, &key), Some(AuthError::Unknown));
-    assert_eq!(other.share(None, &mut getrandom::fill).unwrap(), Put::Nothing { keys: 1 });
+    assert_eq!(other.share(None).unwrap(), Put::Nothing { keys: 1 });
 }
+
+/// All that the store has of keys.
+const NAMES: [&str; 4] = ["test:keys", "test:keys:changes", "test:keys:stamps", "test:keys:state"];
 
 /// The store as it was, in a place of its own.
 fn set_aside(server: &Server) {
-    for name in ["test:keys", "test:keys:changes", "test:keys:state"] {
+    for name in NAMES {
         server.command(&["COPY", name, &format!("aside:{name}"), "REPLACE"]);
     }
 }
 
 fn bring_back(server: &Server) {
-    for name in ["test:keys", "test:keys:changes", "test:keys:state"] {
+    for name in NAMES {
         server.command(&["COPY", &format!("aside:{name}"), name, "REPLACE"]);
     }
 }
@@ -230,17 +233,44 @@ fn a_store_that_went_back_in_time_revives_no_key() {
     assert!(matches!(shared_error(other.sync_once(NOW)), SharedError::Behind { there: 2, here: 3 }));
     assert!(matches!(shared_error(one.enable(&id)), SharedError::Behind { .. }));
     assert_eq!(refusal(&other, &key), Some(AuthError::Unknown));
+    let SharedError::Conflicts { ids } = shared_error(other.share(None)) else { panic!("one of them is right") };
+    assert_eq!(ids, [id.to_string()]);
     // An old copy that is put into an empty store is no newer for it.
     fleet.server.command(&["FLUSHALL"]);
     fleet.alone("old");
     let old = fleet.keys("old");
-    old.share(None, &mut getrandom::fill).unwrap();
+    old.share(None).unwrap();
     assert!(matches!(shared_error(other.sync_once(NOW)), SharedError::Behind { there: 1, here: 3 }));
     // The newest copy is put back by hand, and everybody takes it.
-    other.share(None, &mut getrandom::fill).unwrap();
+    other.share(None).unwrap();
     for gateway in [&one, &old] {
         assert!(gateway.sync_once(NOW).unwrap());
         assert_eq!(refusal(gateway, &key), Some(AuthError::Unknown));
+    }
+}
+
+/// A failover to a replica that had not heard of the last change, and another change there.
+#[test]
+fn a_store_that_lost_a_change_and_went_on_revives_no_key() {
+    for changes in [1, 2] {
+        let fleet = Fleet::shared();
+        let (one, other) = (fleet.gateway("one"), fleet.gateway("other"));
+        let (id, key) = create(&one);
+        other.sync_once(NOW).unwrap();
+        set_aside(&fleet.server);
+        one.revoke(&id, NOW).unwrap();
+        bring_back(&fleet.server);
+        let made: Vec<_> = (0..changes).map(|_| create(&other).1).collect();
+        let there = 2 + changes;
+        let error = shared_error(one.sync_once(NOW));
+        assert!(matches!(error, SharedError::Behind { there: seen, here: 3 } if seen == there), "{error:?}");
+        assert_eq!(refusal(&one, &key), Some(AuthError::Unknown));
+        one.share(Some(Keep::Here)).unwrap();
+        other.sync_once(NOW).unwrap();
+        for gateway in [&one, &other] {
+            assert_eq!(refusal(gateway, &key), Some(AuthError::Unknown));
+            assert!(made.iter().all(|key| refusal(gateway, key).is_none()), "what was made meanwhile works");
+        }
     }
 }
 
@@ -254,7 +284,7 @@ fn a_store_that_lost_a_part_is_not_believed() {
         fleet.server.command(&["DEL", lost]);
         let new = fleet.keys("new");
         assert!(matches!(shared_error(new.sync_at_start(NOW)), SharedError::NoCopy(_)), "{lost}");
-        other.share(None, &mut getrandom::fill).unwrap_or_else(|error| panic!("{lost}: {error}"));
+        other.share(None).unwrap_or_else(|error| panic!("{lost}: {error}"));
         one.sync_once(NOW).unwrap();
         one.disable(&id, NOW).unwrap_or_else(|error| panic!("{lost}: {error}"));
         other.sync_once(NOW).unwrap();
@@ -271,7 +301,7 @@ fn a_gateway_with_another_pepper_is_refused() {
     let mut fleet = Fleet::shared();
     fleet.give_pepper("other-pepper", 8);
     let stranger = ApiKeys::open_shared(fleet.config("stranger", "other-pepper"), &fleet.store()).unwrap();
-    for outcome in [stranger.sync_at_start(NOW), stranger.share(None, &mut getrandom::fill).map(|_| true)] {
+    for outcome in [stranger.sync_at_start(NOW), stranger.share(None).map(|_| true)] {
         let error = shared_error(outcome);
         assert!(matches!(&error, SharedError::WrongPepper { path } if path.ends_with("other-pepper")), "{error:?}");
     }
@@ -283,7 +313,7 @@ fn a_gateway_with_another_pepper_is_refused() {
     let (_, key) = create(&gateway);
     fleet.server.kill();
     fleet.server.restart();
-    stranger.share(None, &mut getrandom::fill).unwrap();
+    stranger.share(None).unwrap();
     assert!(matches!(shared_error(gateway.sync_once(NOW)), SharedError::WrongPepper { .. }));
     assert_eq!(refusal(&gateway, &key), None);
 }
@@ -355,10 +385,10 @@ fn keys_of_two_directories_are_put_together_and_what_differs_is_asked_about() {
     let (_, second_key) = create(&second);
     drop((first, second));
     let (first, second) = (fleet.keys("first"), fleet.keys("second"));
-    assert_eq!(first.share(None, &mut getrandom::fill).unwrap(), Put::Together { keys: 1, there: 0, unreadable: 0 });
+    assert_eq!(first.share(None).unwrap(), Put::Together { keys: 1, there: 0, unreadable: 0 });
     assert!(matches!(shared_error(second.sync_at_start(NOW)), SharedError::Unshared), "nothing is thrown away unasked");
     assert_eq!(refusal(&second, &second_key), None);
-    assert_eq!(second.share(None, &mut getrandom::fill).unwrap(), Put::Together { keys: 2, there: 1, unreadable: 0 });
+    assert_eq!(second.share(None).unwrap(), Put::Together { keys: 2, there: 1, unreadable: 0 });
     first.sync_once(NOW).unwrap();
     for keys in [&first, &second] {
         assert_eq!((refusal(keys, &first_key), refusal(keys, &second_key)), (None, None));
@@ -379,7 +409,7 @@ fn differing(fleet: &Fleet) -> (ApiKeys, KeyId, SecretString) {
     import(&second, "gold");
     drop(second);
     import(&fleet.alone("first"), "basic");
-    fleet.keys("first").share(None, &mut getrandom::fill).unwrap();
+    fleet.keys("first").share(None).unwrap();
     (fleet.keys("second"), id, key)
 }
 
@@ -388,10 +418,10 @@ fn where_keys_differ_the_operator_says_which_are_right() {
     for (keep, refused, plan) in [(Keep::Here, Some(AuthError::Unknown), "gold"), (Keep::Store, None, "basic")] {
         let fleet = Fleet::new();
         let (second, id, key) = differing(&fleet);
-        let conflicts = shared_error(second.share(None, &mut getrandom::fill));
+        let conflicts = shared_error(second.share(None));
         let SharedError::Conflicts { ids } = &conflicts else { panic!("{conflicts:?}") };
         assert!(ids.len() == 2 && ids.contains(&id.to_string()), "{ids:?}");
-        second.share(Some(keep), &mut getrandom::fill).unwrap();
+        second.share(Some(keep)).unwrap();
         for directory in ["first", "second", "third"] {
             let keys = fleet.gateway(directory);
             assert_eq!(refusal(&keys, &key), refused, "{keep:?} in {directory}");
@@ -408,7 +438,7 @@ fn keys_that_went_their_own_way_are_not_thrown_away_when_they_are_shared_again()
     let (_, key) = create(&fleet.alone("one"));
     let keys = fleet.keys("one");
     assert!(matches!(shared_error(keys.sync_at_start(NOW)), SharedError::Unshared));
-    keys.share(None, &mut getrandom::fill).unwrap();
+    keys.share(None).unwrap();
     assert_eq!(refusal(&fleet.gateway("two"), &key), None);
 }
 
@@ -457,7 +487,7 @@ async fn check_changes(rounds: usize, bound: Option<Duration>) {
     site.key("open");
     let config = site.config();
     let open = |auth: Config| ApiKeys::open_shared(auth, config.shared_keys.as_ref().unwrap()).unwrap();
-    open(config.auth.clone()).share(None, &mut getrandom::fill).unwrap();
+    open(config.auth.clone()).share(None).unwrap();
     let gate = site.start("open").await;
     gate.serves("sum", 1).await;
     let elsewhere = Config { store: site.folder().join("elsewhere/modelgate.db"), ..config.auth.clone() };

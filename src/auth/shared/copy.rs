@@ -1,5 +1,6 @@
 //! The copy of the shared keys in a data directory: kept as they are, changed with them, put back when they are lost.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -10,13 +11,16 @@ use jiff::Timestamp;
 use rusqlite::{Connection, Row, Transaction, params};
 
 use super::super::store::{self, Edit, StoredKey};
-use super::super::{ApiKeys, KeyId, Random, StoreError, pins};
+use super::super::{ApiKeys, KeyId, StoreError, pins};
 use super::link::{Position, Publication, State};
 use super::record::Record;
 use super::{CopyHealth, SharedError, Sharing};
 
 /// How often it is written down that a copy is still as the store has it.
 const NOTE_INTERVAL: Duration = Duration::from_mins(1);
+
+/// So many bytes are the same by chance in none of all the changes there will ever be.
+const STAMP_BYTES: usize = 12;
 
 /// Which of two versions of a key is right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +129,7 @@ impl ApiKeys {
     ///
     /// # Errors
     /// When keys of both differ and `keep` does not say which are right, or the store cannot be used.
-    pub fn share(&self, keep: Option<Keep>, random: Random<'_>) -> Result<Put, StoreError> {
+    pub fn share(&self, keep: Option<Keep>) -> Result<Put, StoreError> {
         let Some(sharing) = &self.sharing else { return Ok(Put::Nothing { keys: self.list()?.len() }) };
         match self.sync(sharing) {
             Ok(_) => Ok(Put::Nothing { keys: self.list()?.len() }),
@@ -134,7 +138,7 @@ impl ApiKeys {
                 | SharedError::Unshared
                 | SharedError::Behind { .. }
                 | SharedError::Incomplete { .. },
-            )) => self.put_together(sharing, keep, random),
+            )) => self.put_together(sharing, keep),
             Err(error) => Err(error),
         }
     }
@@ -148,11 +152,11 @@ impl ApiKeys {
     pub(in super::super) fn publish(&self, edit: &Edit<'_>) -> Result<bool, StoreError> {
         let Some(sharing) = &self.sharing else {
             // These keys go their own way from here on.
-            edit.execute("UPDATE keyring SET epoch = NULL", [])?;
+            edit.execute("UPDATE keyring SET shared_stamp = NULL", [])?;
             return Ok(true);
         };
         let expected = Copy::read(edit)?.at;
-        let becomes = Position { generation: expected.generation + 1, ..expected.clone() };
+        let generation = expected.generation + 1;
         let (keys, accounts) = edit.touched();
         let mut records = Vec::with_capacity(keys.len() + accounts.len());
         for id in keys {
@@ -161,7 +165,7 @@ impl ApiKeys {
         for account in accounts {
             records.push(Record::Pins(KeyId::clone(account), pins::of_account(edit, account)?));
         }
-        let publication = self.publication(expected, becomes, false, &records);
+        let publication = self.publication(expected, generation, false, &records);
         if !sharing.link.lock().publish(&publication)? {
             return Ok(false);
         }
@@ -170,9 +174,20 @@ impl ApiKeys {
         Ok(true)
     }
 
-    fn publication(&self, expected: Position, becomes: Position, is_whole: bool, records: &[Record]) -> Publication {
-        let records = records.iter().map(|record| (record.field(), record.value(&self.pepper))).collect();
+    /// What is to be written so that `records` lead from `expected` to the generation after it.
+    fn publication(&self, expected: Position, generation: i64, is_whole: bool, records: &[Record]) -> Publication {
+        let records: Vec<_> = records.iter().map(|record| (record.field(), record.value(&self.pepper))).collect();
+        let becomes = Position { stamp: self.stamp(&expected, generation, &records), generation };
         Publication { expected, becomes, is_whole, records, pepper: self.pepper_text() }
+    }
+
+    /// Of all that led to this generation: two writers on two halves of a store that was torn apart make different ones.
+    fn stamp(&self, before: &Position, generation: i64, records: &[(String, String)]) -> String {
+        let mut text = format!("modelgate change {} {generation}\n", before.stamp);
+        for seal in records.iter().filter_map(|(_, value)| value.split(' ').next()) {
+            text.push_str(seal);
+        }
+        STANDARD.encode(&self.pepper.digest(&text)[..STAMP_BYTES])
     }
 
     fn pepper_text(&self) -> String {
@@ -182,7 +197,7 @@ impl ApiKeys {
     /// Whether there is anything to answer callers with.
     fn has_copy(&self) -> Result<bool, StoreError> {
         let store = self.store.lock();
-        Ok(!Copy::read(&store.db)?.at.epoch.is_empty() || store::has_keys(&store.db)?)
+        Ok(!Copy::read(&store.db)?.at.stamp.is_empty() || store::has_keys(&store.db)?)
     }
 
     fn sync(&self, sharing: &Sharing) -> Result<bool, StoreError> {
@@ -190,10 +205,10 @@ impl ApiKeys {
             let store = self.store.lock();
             (Copy::read(&store.db)?.at, store::has_keys(&store.db)?)
         };
-        let state = sharing.link.lock().state()?.ok_or(SharedError::Absent)?;
+        let state = sharing.link.lock().state(here.generation)?.ok_or(SharedError::Absent)?;
         self.check_pepper(sharing, &state)?;
         let state = state.complete()?;
-        let Some(since) = since(&here, has_keys, &state.at)? else { return Ok(false) };
+        let Some(since) = since(&here, has_keys, &state)? else { return Ok(false) };
         let fetched = self.fetch(sharing, since)?;
         let mut store = self.store.lock();
         let tx = store::write(&mut store.db)?;
@@ -258,15 +273,15 @@ impl ApiKeys {
         Ok(())
     }
 
-    fn put_together(&self, sharing: &Sharing, keep: Option<Keep>, random: Random<'_>) -> Result<Put, StoreError> {
+    fn put_together(&self, sharing: &Sharing, keep: Option<Keep>) -> Result<Put, StoreError> {
         let Theirs { at: expected, generation, records: theirs, unreadable } = self.theirs(sharing)?;
         let mut store = self.store.lock();
         let tx = store::write(&mut store.db)?;
         let here = Copy::read(&tx)?.at;
         let before = theirs.iter().filter(|record| matches!(record, Record::Key(_))).count();
         let records = self.merged(ours(&tx)?, theirs, keep)?;
-        let becomes = Position { epoch: new_epoch(random)?, generation: here.generation.max(generation) + 1 };
-        let publication = self.publication(expected, becomes, true, &records);
+        let generation = here.generation.max(generation) + 1;
+        let publication = self.publication(expected, generation, true, &records);
         if !sharing.link.lock().publish(&publication)? {
             return Err(SharedError::Busy.into());
         }
@@ -283,7 +298,7 @@ impl ApiKeys {
 
     /// What there is in the store to be put together with. What has lost a part is nothing.
     fn theirs(&self, sharing: &Sharing) -> Result<Theirs, StoreError> {
-        let Some(state) = sharing.link.lock().state()? else { return Ok(Theirs::default()) };
+        let Some(state) = sharing.link.lock().state(0)? else { return Ok(Theirs::default()) };
         self.check_pepper(sharing, &state)?;
         let at = state.at.clone();
         if state.complete().is_err() {
@@ -333,19 +348,19 @@ enum Since {
     Ever,
 }
 
-/// What a copy that stands `here` has to take over from a store that stands `there`; `None`: nothing.
-fn since(here: &Position, has_keys: bool, there: &Position) -> Result<Option<Since>, SharedError> {
-    let is_same = here.epoch == there.epoch;
-    if here.epoch.is_empty() {
+/// What a copy that stands `here` has to take over from a store in `state`; `None`: nothing.
+fn since(here: &Position, has_keys: bool, state: &State) -> Result<Option<Since>, SharedError> {
+    if here.stamp.is_empty() {
         return if has_keys { Err(SharedError::Unshared) } else { Ok(Some(Since::Ever)) };
     }
-    match here.generation.cmp(&there.generation) {
-        std::cmp::Ordering::Equal if is_same => Ok(None),
-        std::cmp::Ordering::Less if is_same => Ok(Some(Since::Generation(here.generation))),
-        std::cmp::Ordering::Less => Ok(Some(Since::Ever)),
-        std::cmp::Ordering::Equal | std::cmp::Ordering::Greater => {
-            Err(SharedError::Behind { there: there.generation, here: here.generation })
-        }
+    let behind = SharedError::Behind { there: state.at.generation, here: here.generation };
+    match (here.generation.cmp(&state.at.generation), &state.stamp_then) {
+        (Ordering::Greater, _) => Err(behind),
+        (Ordering::Less, None) => Ok(Some(Since::Ever)),
+        (_, Some(stamp)) if *stamp != here.stamp => Err(behind),
+        (Ordering::Less, Some(_)) => Ok(Some(Since::Generation(here.generation))),
+        (Ordering::Equal, _) if state.at == *here => Ok(None),
+        (Ordering::Equal, _) => Err(behind),
     }
 }
 
@@ -425,25 +440,19 @@ fn readable<'f>(tx: &Transaction<'_>, fields: impl Iterator<Item = &'f String>) 
 
 impl Copy {
     fn read(db: &Connection) -> rusqlite::Result<Self> {
-        db.query_one("SELECT epoch, shared_generation, heard FROM keyring", [], Self::of)
+        db.query_one("SELECT shared_stamp, shared_generation, heard FROM keyring", [], Self::of)
     }
 
     fn of(row: &Row<'_>) -> rusqlite::Result<Self> {
-        let epoch = row.get::<_, Option<String>>(0)?.unwrap_or_default();
+        let stamp = row.get::<_, Option<String>>(0)?.unwrap_or_default();
         let heard = row.get::<_, Option<i64>>(2)?.map(|at| store::timestamp(2, at)).transpose()?;
-        Ok(Self { at: Position { epoch, generation: row.get(1)? }, heard })
+        Ok(Self { at: Position { stamp, generation: row.get(1)? }, heard })
     }
 }
 
-fn set_position(tx: &Transaction<'_>, Position { epoch, generation }: &Position) -> rusqlite::Result<()> {
-    tx.execute("UPDATE keyring SET epoch = ?, shared_generation = ?", params![epoch, generation])?;
+fn set_position(tx: &Transaction<'_>, Position { stamp, generation }: &Position) -> rusqlite::Result<()> {
+    tx.execute("UPDATE keyring SET shared_stamp = ?, shared_generation = ?", params![stamp, generation])?;
     Ok(())
-}
-
-fn new_epoch(random: Random<'_>) -> Result<String, StoreError> {
-    let mut bytes = [0; 8];
-    random(&mut bytes).map_err(StoreError::Random)?;
-    Ok(format!("{:016x}", u64::from_be_bytes(bytes)))
 }
 
 /// An error with its causes, on one line.

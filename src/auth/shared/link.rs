@@ -21,15 +21,16 @@ const PAGE: usize = 1000;
 /// Where keys stand.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Position {
-    /// Empty: they were never shared.
-    pub(super) epoch: String,
+    /// Tells the changes that led here from others that are as many. Empty: they were never shared.
+    pub(super) stamp: String,
+    /// How many changes led here.
     pub(super) generation: i64,
 }
 
 impl Position {
     /// As the store has it; nothing for keys that were never shared.
     fn text(&self) -> String {
-        if self.epoch.is_empty() { String::new() } else { format!("{} {}", self.epoch, self.generation) }
+        if self.stamp.is_empty() { String::new() } else { format!("{} {}", self.stamp, self.generation) }
     }
 }
 
@@ -37,6 +38,8 @@ impl Position {
 #[derive(Clone, Debug)]
 pub(super) struct State {
     pub(super) at: Position,
+    /// The stamp it had in the generation that was asked about, if it was there and that is not long ago.
+    pub(super) stamp_then: Option<String>,
     /// How many records there should be.
     expected: u64,
     /// How many there are.
@@ -45,14 +48,14 @@ pub(super) struct State {
     pub(super) pepper: String,
 }
 
-/// What the store answers of its state: the text, and how many records are ordered and written.
-type Counted = (Option<String>, u64, u64);
+/// What the store answers of its state: the text, the stamp of a generation, and how many records are ordered and written.
+type Answer = (Option<String>, Option<String>, u64, u64);
 
 impl State {
-    fn read(text: &str, found: u64) -> Option<Self> {
-        let [epoch, generation, expected, pepper] = text.split(' ').collect::<Vec<_>>().try_into().ok()?;
-        let at = Position { epoch: epoch.to_owned(), generation: generation.parse().ok()? };
-        Some(Self { at, expected: expected.parse().ok()?, found, pepper: pepper.to_owned() })
+    fn read(text: &str, stamp_then: Option<String>, found: u64) -> Option<Self> {
+        let [stamp, generation, expected, pepper] = text.split(' ').collect::<Vec<_>>().try_into().ok()?;
+        let at = Position { stamp: stamp.to_owned(), generation: generation.parse().ok()? };
+        Some(Self { at, stamp_then, expected: expected.parse().ok()?, found, pepper: pepper.to_owned() })
     }
 
     /// The same where no record is missing.
@@ -80,6 +83,7 @@ pub(super) struct Link {
     state: String,
     records: String,
     changes: String,
+    stamps: String,
 }
 
 impl Link {
@@ -90,31 +94,32 @@ impl Link {
             connection: None,
             state: format!("{records}:state"),
             changes: format!("{records}:changes"),
+            stamps: format!("{records}:stamps"),
             records,
         })
     }
 
-    /// Where the keys stand; `None` where there are none.
-    pub(super) fn state(&mut self) -> Result<Option<State>, SharedError> {
-        let pipe = self.counted();
-        let answer: Counted = self.ask(|link| pipe.query(link))?;
+    /// Where the keys stand, and what their stamp was in this generation; `None` where there are none.
+    pub(super) fn state(&mut self, generation: i64) -> Result<Option<State>, SharedError> {
+        let pipe = self.question(generation);
+        let answer = self.ask(|link| pipe.query(link))?;
         self.intelligible(answer)
     }
 
     /// The fields that were written after `generation`, or all of them, with where the keys stood then.
     pub(super) fn changes(&mut self, after: Option<i64>) -> Result<(State, Vec<String>), SharedError> {
         let from = after.map_or_else(|| "-inf".to_owned(), |generation| format!("({generation}"));
-        let mut pipe = self.counted();
+        let mut pipe = self.question(after.unwrap_or_default());
         pipe.cmd("ZRANGEBYSCORE").arg(&self.changes).arg(from).arg("+inf");
-        let (text, ordered, written, fields): (_, _, _, Vec<String>) = self.ask(|link| pipe.query(link))?;
-        let state = self.intelligible((text, ordered, written))?.ok_or(SharedError::Absent)?;
+        let (text, stamp, ordered, written, fields) = self.ask(|link| pipe.query(link))?;
+        let state = self.intelligible((text, stamp, ordered, written))?.ok_or(SharedError::Absent)?;
         Ok((state.complete()?, fields))
     }
 
-    /// The question for a [`Counted`] answer, all of one moment.
-    fn counted(&self) -> redis::Pipeline {
+    /// The question for an [`Answer`], all of it of one moment.
+    fn question(&self, generation: i64) -> redis::Pipeline {
         let mut pipe = redis::pipe();
-        pipe.atomic().cmd("GET").arg(&self.state);
+        pipe.atomic().cmd("GET").arg(&self.state).cmd("HGET").arg(&self.stamps).arg(generation);
         pipe.cmd("ZCARD").arg(&self.changes).cmd("HLEN").arg(&self.records);
         pipe
     }
@@ -137,9 +142,9 @@ impl Link {
             return Err(SharedError::TooMany(records.len()));
         }
         let mut call = PUBLISH.key(&self.state);
-        call.key(&self.records).key(&self.changes);
+        call.key(&self.records).key(&self.changes).key(&self.stamps);
         call.arg(expected.text()).arg(u8::from(*is_whole));
-        call.arg(&becomes.epoch).arg(becomes.generation).arg(pepper);
+        call.arg(&becomes.stamp).arg(becomes.generation).arg(pepper);
         for (field, value) in records {
             call.arg(field).arg(value);
         }
@@ -176,9 +181,9 @@ impl Link {
         answer
     }
 
-    fn intelligible(&self, (text, ordered, written): Counted) -> Result<Option<State>, SharedError> {
+    fn intelligible(&self, (text, stamp, ordered, written): Answer) -> Result<Option<State>, SharedError> {
         let Some(text) = text else { return Ok(None) };
-        let state = State::read(&text, ordered.min(written));
+        let state = State::read(&text, stamp, ordered.min(written));
         state.map(Some).ok_or_else(|| SharedError::Unintelligible { name: self.state.clone() })
     }
 }

@@ -104,7 +104,7 @@ async fn keys_of_one_command_line_work_in_every_gateway_with_and_without_the_sto
     make_pepper(&fleet.site.folder().join("pepper"));
     let told = fleet.refused("desk", &["create", "--name", "shop"]);
     assert!(told.contains("run `modelgate keys share` once"), "{told}");
-    assert_eq!(fleet.keys("desk", &["share"]), "0 keys are shared now; 0 of them were in the store before");
+    assert_eq!(fleet.keys("desk", &["share"]), "keys shared: 0, in the store before: 0");
 
     let (one, other) = (fleet.start("one").await, fleet.start("other").await);
     let key = fleet.keys("desk", &["create", "--name", "shop"]);
@@ -144,7 +144,7 @@ async fn keys_of_one_command_line_work_in_every_gateway_with_and_without_the_sto
     })
     .await;
     assert_eq!(fleet.ask(&one, &key).await, 200);
-    assert_eq!(fleet.keys("one", &["share"]), "1 keys are shared now; 0 of them were in the store before");
+    assert_eq!(fleet.keys("one", &["share"]), "keys shared: 1, in the store before: 0");
     fleet.keys("desk", &["revoke", id]);
     for gateway in [&one, &other] {
         fleet.answers(gateway, &key, 401).await;
