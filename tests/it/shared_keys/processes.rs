@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 
 use crate::process::Binary;
-use crate::support::redis::Server;
+use crate::support::redis::{Server, Tls};
 use crate::support::site::{Site, eventually};
 
 /// A site whose gateways share their keys, each in a data directory of its own.
@@ -19,11 +19,10 @@ struct Fleet {
 }
 
 impl Fleet {
-    fn new(server: &Server) -> Self {
+    fn new(url: &str) -> Self {
         let text = format!(
             "[plans.open]\n[[model]]\nname = \"sum\"\n[keys]\nshared = true\npepper_file = \"{{folder}}/pepper\"\n\
-             [quota]\nstore = \"{}\"\n",
-            server.url()
+             [quota]\nstore = \"{url}\"\n"
         );
         let site = Site::new(&text);
         site.register_sum("sum", 1, 1000.0);
@@ -42,11 +41,15 @@ impl Fleet {
 
     /// `modelgate keys …` on a data directory.
     fn run(&self, directory: &str, words: &[&str]) -> Output {
+        self.command(directory, words).output().unwrap()
+    }
+
+    fn command(&self, directory: &str, words: &[&str]) -> Command {
         let folder = self.directory(directory);
         fs::create_dir_all(&folder).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_modelgate"));
         command.arg("keys").args(words).arg("--config").arg(self.file()).args(["--data-dir", &folder]);
-        command.output().unwrap()
+        command
     }
 
     /// The same where it succeeds; what it printed.
@@ -98,7 +101,7 @@ fn make_pepper(path: &Path) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_of_one_command_line_work_in_every_gateway_with_and_without_the_store() {
     let mut server = Server::start();
-    let fleet = Fleet::new(&server);
+    let fleet = Fleet::new(&server.url());
     let told = fleet.refused("desk", &["share"]);
     assert!(told.contains("there is no pepper") && told.contains("head -c 32"), "{told}");
     make_pepper(&fleet.site.folder().join("pepper"));
@@ -149,4 +152,18 @@ async fn keys_of_one_command_line_work_in_every_gateway_with_and_without_the_sto
     for gateway in [&one, &other] {
         fleet.answers(gateway, &key, 401).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_are_shared_over_tls_with_a_store_that_somebody_vouches_for() {
+    let server = Server::start();
+    let tls = Tls::before(&server).await;
+    let fleet = Fleet::new(&format!("rediss://localhost:{}", tls.port));
+    make_pepper(&fleet.site.folder().join("pepper"));
+    let told = fleet.refused("desk", &["share"]);
+    assert!(told.contains("cannot be asked"), "{told}");
+    let authority = fleet.site.folder().join("authority.pem");
+    fs::write(&authority, &tls.authority).unwrap();
+    let output = fleet.command("desk", &["share"]).env("SSL_CERT_FILE", &authority).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
