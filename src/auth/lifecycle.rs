@@ -144,7 +144,7 @@ impl ApiKeys {
     /// # Errors
     /// When there is no such key, it was revoked, or the store cannot be written.
     pub fn set_scopes(&self, id: &str, scopes: Scopes) -> Result<KeyRecord, StoreError> {
-        self.change(id, |key| {
+        self.change(id, move |key| {
             check_not_revoked(key)?;
             key.scopes = scopes.clone();
             Ok(())

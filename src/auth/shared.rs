@@ -56,14 +56,14 @@ pub enum SharedError {
     #[error("the address of the store of shared keys cannot be used")]
     Address(#[source] RedisError),
     /// No answer, or none that is of use.
-    #[error("the store of shared keys cannot be asked; keys stay as they are in this copy, and cannot be changed")]
-    Unreachable(#[source] RedisError),
+    #[error("the store of shared keys cannot be asked, and no key be changed without it: {0}")]
+    Unreachable(RedisError),
     /// The answer to a change got lost.
     #[error(
         "the store of shared keys did not answer: whether the change was made is not known; look with `keys list` and \
-         make it again if it was not"
+         make it again if it was not ({0})"
     )]
-    Uncertain(#[source] RedisError),
+    Uncertain(RedisError),
     /// Nobody has put keys there, or it has lost them.
     #[error(
         "there are no shared keys in the store: run `modelgate keys share` once, on the data directory whose keys \
