@@ -44,6 +44,12 @@ impl Fleet {
         self.command(directory, words).output().unwrap()
     }
 
+    fn doctor(&self, directory: &str) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modelgate"));
+        command.arg("doctor").arg("--config").arg(self.file()).args(["--data-dir", &self.directory(directory)]);
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    }
+
     fn command(&self, directory: &str, words: &[&str]) -> Command {
         let folder = self.directory(directory);
         fs::create_dir_all(&folder).unwrap();
@@ -108,6 +114,9 @@ async fn keys_of_one_command_line_work_in_every_gateway_with_and_without_the_sto
     let told = fleet.refused("desk", &["create", "--name", "shop"]);
     assert!(told.contains("run `modelgate keys share` once"), "{told}");
     assert_eq!(fleet.keys("desk", &["share"]), "keys shared: 0, in the store before: 0");
+
+    let looked = fleet.doctor("one");
+    assert!(looked.lines().any(|line| line.contains("shared keys") && line.ends_with("0 of them")), "{looked}");
 
     let (one, other) = (fleet.start("one").await, fleet.start("other").await);
     let key = fleet.keys("desk", &["create", "--name", "shop"]);
