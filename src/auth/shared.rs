@@ -57,13 +57,13 @@ pub enum SharedError {
     Address(#[source] RedisError),
     /// No answer, or none that is of use.
     #[error("the store of shared keys cannot be asked, and no key be changed without it: {0}")]
-    Unreachable(RedisError),
+    Unreachable(String),
     /// The answer to a change got lost.
     #[error(
         "the store of shared keys did not answer: whether the change was made is not known; look with `keys list` and \
          make it again if it was not ({0})"
     )]
-    Uncertain(RedisError),
+    Uncertain(String),
     /// Nobody has put keys there, or it has lost them.
     #[error(
         "there are no shared keys in the store: run `modelgate keys share` once, on the data directory whose keys \
@@ -134,6 +134,11 @@ pub enum SharedError {
         /// Their ids as they are here.
         ids: Vec<String>,
     },
+}
+
+/// What went wrong, in words; the system's own for an answer that does not come are none.
+fn reason(error: &RedisError) -> String {
+    if error.is_timeout() { "it does not answer in time".to_owned() } else { error.to_string() }
 }
 
 /// Records that go to the store at once: Redis takes about a million arguments, two for each.

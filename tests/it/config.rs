@@ -798,6 +798,9 @@ store = "embedded" # default
 namespace = "modelgate" # default
 on_store_down = "lease" # default
 
+[keys]
+shared = false # default
+
 [metrics]
 max_series = 2000 # default
 max_categories = 50 # default

@@ -156,7 +156,9 @@ fn a_store_of_the_first_version_is_brought_up_with_its_keys() {
     let keyring = Keyring::new();
     let (record, key) = create(&keyring.open());
     keyring.sql(
-        "DROP TABLE pins; DROP INDEX keys_by_hash;
+        "DROP TABLE unreadable; ALTER TABLE keyring DROP COLUMN shared_stamp;
+         ALTER TABLE keyring DROP COLUMN shared_generation; ALTER TABLE keyring DROP COLUMN heard;
+         DROP TABLE pins; DROP INDEX keys_by_hash;
          ALTER TABLE keys DROP COLUMN account; ALTER TABLE keys DROP COLUMN replaced_by;
          ALTER TABLE keys DROP COLUMN disabled; ALTER TABLE keys DROP COLUMN scopes;
          ALTER TABLE keys DROP COLUMN imported; PRAGMA user_version = 1",
@@ -164,7 +166,11 @@ fn a_store_of_the_first_version_is_brought_up_with_its_keys() {
     let keys = keyring.open();
     let caller = at(&keys, &key, NOW).unwrap();
     assert_eq!((&caller.key_id, &caller.account), (&record.id, &record.id));
-    keyring.sql("DROP TABLE pins; PRAGMA user_version = 2");
+    keyring.sql(
+        "DROP TABLE unreadable; ALTER TABLE keyring DROP COLUMN shared_stamp;
+         ALTER TABLE keyring DROP COLUMN shared_generation; ALTER TABLE keyring DROP COLUMN heard;
+         DROP TABLE pins; PRAGMA user_version = 2",
+    );
     assert!(at(&keyring.open(), &key, NOW).is_ok() && keyring.open().key_pins().unwrap().is_empty());
     assert!(keyring.open().disable(&record.id, NOW).is_ok());
 }

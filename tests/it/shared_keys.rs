@@ -399,7 +399,13 @@ async fn a_store_that_does_not_answer_is_given_up_and_found_again() {
         wire.becomes(Weather::Fair);
         gateway.sync_once(NOW).unwrap_or_else(|error| panic!("{weather:?}: {error:?}"));
     }
-    // A server that was started anew has hung up; nobody has to try twice for that.
+}
+
+#[test]
+fn nobody_has_to_try_twice_where_the_store_has_hung_up() {
+    let fleet = Fleet::shared();
+    let gateway = fleet.gateway("one");
+    let (id, key) = create(&gateway);
     fleet.server.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
     gateway.revoke(&id, NOW).unwrap();
     assert_eq!(refusal(&gateway, &key), Some(AuthError::Unknown));

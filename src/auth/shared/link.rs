@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use redis::{Client, Connection, RedisResult, Script};
 
-use super::{MAX_RECORDS, SharedError, SharedStore, client};
+use super::{MAX_RECORDS, SharedError, SharedStore, client, reason};
 
 static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("publish.lua")));
 
@@ -151,7 +151,7 @@ impl Link {
         self.call(WRITE_PATIENCE, |link| call.invoke(link)).map_err(|error| {
             // What the server refused was not done; what it was not heard to do may have been.
             let is_refused = error.code().is_some();
-            if is_refused { SharedError::Unreachable(error) } else { SharedError::Uncertain(error) }
+            if is_refused { SharedError::Unreachable(reason(&error)) } else { SharedError::Uncertain(reason(&error)) }
         })
     }
 
@@ -163,7 +163,7 @@ impl Link {
             Err(error) if was_used && error.is_connection_dropped() => self.call(PATIENCE, &ask),
             answer => answer,
         };
-        answer.map_err(SharedError::Unreachable)
+        answer.map_err(|error| SharedError::Unreachable(reason(&error)))
     }
 
     fn call<T>(&mut self, patience: Duration, call: impl FnOnce(&mut Connection) -> RedisResult<T>) -> RedisResult<T> {
