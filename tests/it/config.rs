@@ -436,6 +436,12 @@ on_store_down = "open"
 gate.toml:3: quota.lease: expected a shared `store` with it, such as "redis://host:6379"
 gate.toml:4: quota.on_store_down: expected "lease" with the embedded store; the others need a shared `store`
 
+[keys]
+shared = true
+pepper_file = 7
+=> gate.toml:2: keys.shared: expected a Redis in `quota.store` with it, which is where the keys are shared
+gate.toml:3: keys.pepper_file: found 7, expected a path
+
 [metrics]
 max_series = 0
 => gate.toml:2: metrics.max_series: found 0, expected a whole number from 1 to 1000000
