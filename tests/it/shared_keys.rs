@@ -114,7 +114,8 @@ fn check(what: &str, change: impl Fn(&ApiKeys, &str), refused: Option<&AuthError
     assert!(other.sync_once(NOW).unwrap(), "{what}");
     assert_eq!(refusal(&other, &key).as_ref(), refused, "{what}");
     assert!(!other.sync_once(NOW).unwrap(), "{what}: nothing is new");
-    let shown = |keys: &ApiKeys| format!("{:?} {:?}", keys.list().unwrap(), keys.key_pins().unwrap());
+    let shown =
+        |keys: &ApiKeys| format!("{:?} {:?} {:?}", keys.list().unwrap(), keys.key_pins().unwrap(), keys.pinned(NOW));
     assert_eq!(shown(&one), shown(&other), "{what}");
 }
 

@@ -14,8 +14,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// Ends the server when standard input does: however the test ends, that closes then.
-const GO_WITH_PARENT: &str = r#""$@" & server=$!; cat >/dev/null; kill -9 $server"#;
+/// Ends the server when standard input does: however the test ends, that closes then. Only when the server is gone, and its
+/// port with it, this ends, too.
+const GO_WITH_PARENT: &str = r#""$@" & server=$!; cat >/dev/null; kill -9 $server; wait $server"#;
 
 /// A server without a memory: killed and started again, it is empty.
 #[derive(Debug)]
@@ -108,7 +109,8 @@ fn launch(address: SocketAddr, arguments: &[String]) -> Option<Child> {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-    let ready = lines.by_ref().take_while(|line| !line.contains("exit")).any(|line| line.contains("Ready to accept"));
+    let ends = |line: &String| line.contains("exit") || line.contains("aborting");
+    let ready = lines.by_ref().take_while(|line| !ends(line)).any(|line| line.contains("Ready to accept"));
     if !ready {
         drop(child.stdin.take());
         child.wait().unwrap();
