@@ -1,5 +1,7 @@
 //! Quotas that several gateways share, over a real Redis: exact, whatever becomes of the server and the wire to it.
 
+mod history;
+mod late;
 mod processes;
 mod throttle;
 mod troubles;
@@ -318,27 +320,6 @@ async fn a_first_answer_that_was_lost_charges_nothing_either() {
     assert_eq!(bench.given(&server), 20);
     wire.becomes(Weather::Fair);
     assert_eq!(bench.spend(&quota, 200).await, 100);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn with_one_answer_in_ten_too_late_the_quota_is_not_passed_and_can_be_filled() {
-    let server = Server::start();
-    let wire = Wire::to(&server).await;
-    for bench in [Bench::exact(&wire.url(), 1000), Bench::leased(&wire.url(), 1000)] {
-        wire.becomes(Weather::Fair);
-        let gateways = bench.three().await;
-        let mut admitted = bench.hammer(&gateways, 1, 1, |_| 1).await;
-        wire.becomes(Weather::SomeAnswersLate);
-        admitted += bench.hammer(&gateways, 4, 50, |_| 1).await;
-        wire.becomes(Weather::Fair);
-        for quota in &gateways {
-            is_back(quota).await;
-        }
-        settle_all(&gateways).await;
-        assert_eq!(bench.given(&server), admitted, "every charge is there once");
-        admitted += bench.hammer(&gateways, 8, 300, |_| 1).await;
-        assert_eq!(admitted, 1000);
-    }
 }
 
 #[tokio::test]
