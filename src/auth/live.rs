@@ -167,3 +167,69 @@ fn caller(record: KeyRecord, plans: &BTreeMap<PlanName, Access>) -> Caller {
         pins: Vec::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::Scopes;
+
+    const NOW: Timestamp = Timestamp::constant(1_780_000_000, 0);
+
+    /// Keys with these hashes, in any order.
+    fn live(hashes: &[Digest], change: impl Fn(&mut KeyRecord)) -> LiveKeys {
+        let stored = |hash: &Digest| {
+            let mut record = KeyRecord {
+                id: "id".into(),
+                name: String::new(),
+                plan: String::new(),
+                created: NOW,
+                expires: None,
+                revoked: None,
+                account: "id".into(),
+                replaced_by: None,
+                disabled: None,
+                scopes: Scopes::All,
+                imported: false,
+            };
+            change(&mut record);
+            StoredKey { record, hash: *hash }
+        };
+        let keys = hashes.iter().map(stored).collect();
+        LiveKeys::new(keys, &BTreeMap::new(), &BTreeMap::new(), &LiveKeys::default())
+    }
+
+    fn refusal(live: &LiveKeys, hash: &Digest) -> &'static str {
+        match live.find(hash, NOW) {
+            Ok(_) => "none",
+            Err(Refused::Unknown) => "unknown",
+            Err(Refused::Ended) => "ended",
+            Err(Refused::Disabled) => "disabled",
+        }
+    }
+
+    #[test]
+    fn each_key_is_found_and_no_other() {
+        let hashes: Vec<Digest> =
+            (0..100).map(|number: u8| [number.wrapping_mul(37), number, 7, 7].repeat(8).try_into().unwrap()).collect();
+        for count in 0..hashes.len() {
+            let live = live(&hashes[..count], |_| {});
+            for (index, hash) in hashes.iter().enumerate() {
+                assert_eq!(refusal(&live, hash), if index < count { "none" } else { "unknown" });
+                let mut near = *hash;
+                near[31] ^= 1;
+                assert_eq!(refusal(&live, &near), "unknown", "only the end of the hash differs");
+            }
+            assert_eq!(refusal(&live, &[0xff; 32]), "unknown", "beyond the last");
+        }
+    }
+
+    #[test]
+    fn a_key_is_refused_for_the_reason_that_holds_longest() {
+        let of = |change: fn(&mut KeyRecord)| refusal(&live(&[[1; 32], [2; 32]], change), &[2; 32]);
+        assert_eq!(of(|key| key.expires = Some(NOW)), "ended");
+        assert_eq!(of(|key| key.expires = Some(NOW + jiff::SignedDuration::from_millis(1))), "none");
+        assert_eq!(of(|key| key.disabled = Some(NOW)), "disabled");
+        assert_eq!(of(|key| (key.disabled, key.expires) = (Some(NOW), Some(NOW))), "ended");
+        assert_eq!(of(|key| (key.disabled, key.revoked) = (Some(NOW), Some(NOW))), "ended");
+    }
+}

@@ -137,9 +137,9 @@ fn rounds<Made>(
     let mut order: [usize; LANES] = std::array::from_fn(|lane| lane);
     let one = |_| {
         random.shuffle(&mut order);
-        let made = order.map(|lane| make(lane, random));
+        let all = order.map(|lane| make(lane, random));
         let mut round = [0.0; LANES];
-        for (lane, made) in order.iter().zip(&made) {
+        for (lane, made) in order.iter().zip(&all) {
             round[*lane] = time(made);
         }
         round
