@@ -106,6 +106,11 @@ impl Bench {
         panic!("waited in vain for the store to decide");
     }
 
+    /// Uses so many rows in one request, more than a loan is: nothing is lent for an answer that is late by itself.
+    async fn take(&self, quota: &Quota, rows: u64) {
+        self.decided(quota, rows).await.expect("the quota has as many").commit();
+    }
+
     /// Tries `rows` one by one and says how many were admitted.
     async fn spend(&self, quota: &Quota, rows: u64) -> u64 {
         let mut admitted = 0;
@@ -347,7 +352,7 @@ async fn check_restarted_empty(on_store_down: OnStoreDown, lent: u64) {
     let bench = Bench::with(&server.url(), 1000, NonZeroU64::new(1), on_store_down);
     let gateways = [bench.gateway().await, bench.gateway().await];
     for quota in &gateways {
-        assert_eq!(bench.spend(quota, 300).await, 300);
+        bench.take(quota, 300).await;
     }
     server.kill();
     let mut in_between = 0;

@@ -88,10 +88,9 @@ async fn check_partition(on_store_down: OnStoreDown, requests: u64, gap: Duratio
     over_wire.redis.url = wire.url().parse().unwrap();
     let gateways = [bench.gateway().await, bench.gateway().await, over_wire.gateway().await];
     let parted = &gateways[2];
-    // More than is lent by the policy of leases, so that nothing is for an answer that is late.
     let mut admitted = 0;
     for quota in &gateways {
-        bench.decided(quota, amount / 50).await.unwrap().commit();
+        bench.take(quota, amount / 50).await;
         admitted += amount / 50;
     }
     let before = parted.shared_store().unwrap().lent_units;
