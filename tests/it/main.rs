@@ -34,6 +34,7 @@ mod quota;
 mod readers;
 mod registry;
 mod registry_away;
+mod registry_day;
 mod registry_tls;
 mod replay;
 mod rollout;

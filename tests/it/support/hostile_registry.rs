@@ -94,8 +94,8 @@ pub(crate) struct Honest {
 
 impl Honest {
     /// With these files.
-    pub(crate) fn with(files: &[(&str, &[u8])]) -> Self {
-        let files = files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
+    pub(crate) fn with(files: &[(&str, impl AsRef<[u8]>)]) -> Self {
+        let files = files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.as_ref().to_vec())).collect();
         Self { artifact_uri: "mlflow-artifacts:/0/run/artifacts/model", files }
     }
 
