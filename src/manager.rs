@@ -927,7 +927,8 @@ impl Followed {
         }
         self.silence_told = Some(now);
         let name = &self.config.name;
-        let still = if is_told { format!(" for {} min now", now.duration_since(since).as_mins()) } else { String::new() };
+        let still =
+            if is_told { format!(" for {} min now", now.duration_since(since).as_mins()) } else { String::new() };
         let meanwhile = self.serving.as_ref().map_or_else(
             || "nothing is served yet".to_owned(),
             |serving| format!("version {} stays in service", serving.found.version),

@@ -108,13 +108,7 @@ pub fn is_read_alike(a: &BTreeMap<String, String>, b: &BTreeMap<String, String>)
 
 /// What is remembered after `found` could not be brought here, or tried, once more.
 #[must_use]
-pub fn failed_again(
-    before: Option<Failed>,
-    found: &Found,
-    why: &str,
-    now: Timestamp,
-    longest: Duration,
-) -> Failed {
+pub fn failed_again(before: Option<Failed>, found: &Found, why: &str, now: Timestamp, longest: Duration) -> Failed {
     let attempts = match before {
         Some(before) if is_same(&before.found, found) => before.attempts.saturating_add(1),
         Some(_) | None => 1,

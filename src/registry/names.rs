@@ -112,7 +112,8 @@ mod tests {
 
     #[test]
     fn registries_on_private_networks_and_on_this_machine_are_found() {
-        for address in ["10.0.0.1", "192.168.1.1", "172.16.0.9", "100.64.0.1", "93.184.216.34", "fd12::1", "2001:db8::1"]
+        for address in
+            ["10.0.0.1", "192.168.1.1", "172.16.0.9", "100.64.0.1", "93.184.216.34", "fd12::1", "2001:db8::1"]
         {
             assert_eq!(sift(&Names::default(), &[address]).unwrap(), [address]);
         }
@@ -166,6 +167,9 @@ mod tests {
         let names = Names::default();
         let refused = names.sift("mlflow.example", vec!["169.254.169.254:0".parse().unwrap()]).unwrap_err();
         let said = refused.to_string();
-        assert!(said.contains("`mlflow.example` resolves to [169.254.169.254]") && said.contains("registry.uri"), "{said}");
+        assert!(
+            said.contains("`mlflow.example` resolves to [169.254.169.254]") && said.contains("registry.uri"),
+            "{said}"
+        );
     }
 }

@@ -14,8 +14,8 @@ use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::support::hostile_registry::{Asked, Honest, Hostile, chunked, cut, ok, say, version};
 use crate::support::fixtures::noise;
+use crate::support::hostile_registry::{Asked, Honest, Hostile, chunked, cut, ok, say, version};
 use crate::support::mlflow::{
     self, ONNX_MLMODEL, Server, cache, client, fetch, filler, mlflow_at, onnx_files, registry_at,
 };

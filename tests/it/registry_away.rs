@@ -12,11 +12,11 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::process::Binary;
+use crate::support::fixtures::sum_files;
 use crate::support::hostile_registry::{Asked, Honest, Hostile, chunked, cut, ok, say, version};
+use crate::support::mlflow;
 use crate::support::s3::{self, BUCKET, SECRET};
 use crate::support::site::{Answer, Gate, Site, eventually};
-use crate::support::fixtures::sum_files;
-use crate::support::mlflow;
 
 fn honest(base: f32) -> Honest {
     Honest::with(&sum_files(base))

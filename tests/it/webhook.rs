@@ -10,10 +10,10 @@ use serde_json::json;
 use sha2::Sha256;
 use tokio::time::Instant;
 
-use crate::support::hostile_registry::{Honest, Hostile};
-use crate::support::site::{Gate, Site, eventually};
 use crate::support::fixtures::sum_files;
+use crate::support::hostile_registry::{Honest, Hostile};
 use crate::support::mlflow;
+use crate::support::site::{Gate, Site, eventually};
 
 const SECRET: &str = "hush";
 
