@@ -270,12 +270,13 @@ fn in_a_network_of_its_own(test: &str) -> Option<String> {
         return None;
     }
     let program = std::env::current_exe().unwrap();
-    let output = apart(&format!("{prepare} && exec \"$2\" --ignored --exact \"$3\" --nocapture"))
+    let mut command = apart(&format!("{prepare} && exec \"$2\" --ignored --exact \"$3\" --nocapture"));
+    for name in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+        command.env_remove(name);
+    }
+    let output = command
         .args([&names, &program])
         .arg(test)
-        .env_clear()
-        .envs(std::env::vars().filter(|(name, _)| matches!(name.as_str(), "PATH" | "HOME" | "TMPDIR")))
-        .envs(std::env::vars().filter(|(name, _)| name.starts_with("ORT_") || name.starts_with("MODELGATE_")))
         .envs([
             ("AWS_ACCESS_KEY_ID", "key"),
             ("AWS_SECRET_ACCESS_KEY", "secret"),
@@ -353,7 +354,7 @@ async fn check_lures(ways: usize) {
         let question = QUESTIONS[number % QUESTIONS.len()];
         let status = [301, 302, 303, 307, 308][number % 5];
         let page = || format!("http://{host}/latest/meta-data");
-        let mut lures = [
+        let mut ways_in = [
             Lure::Redirect(question, status, page()),
             Lure::Files(page()),
             Lure::Source(page()),
@@ -362,9 +363,9 @@ async fn check_lures(ways: usize) {
             Lure::LoggedModel(one(2)),
             Lure::Source(one(3)),
         ];
-        let kinds = lures.len();
-        lures.rotate_left(number % kinds);
-        for lure in lures.into_iter().take(ways) {
+        let kinds = ways_in.len();
+        ways_in.rotate_left(number % kinds);
+        for lure in ways_in.into_iter().take(ways) {
             lurer.lure(lure).await;
             count += 1;
         }

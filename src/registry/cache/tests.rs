@@ -243,6 +243,10 @@ async fn a_note_is_replaced_and_never_written_over() {
     fixture.cache.remember(&name("m"), &found(2), &fetched).unwrap();
     let mut text = String::new();
     before.read_to_string(&mut text).unwrap();
-    assert_eq!(serde_json::from_str::<LastGood>(&text).unwrap().version, 1, "whoever was reading it reads it to its end");
+    assert_eq!(
+        serde_json::from_str::<LastGood>(&text).unwrap().version,
+        1,
+        "whoever was reading it reads it to its end"
+    );
     assert_eq!(fs::read_dir(fixture.cache.last_good_notes()).unwrap().count(), 1);
 }
