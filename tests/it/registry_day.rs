@@ -252,10 +252,8 @@ async fn check_absence(hours: u32) {
     let day = world.live(&gate, hours, Some(3)).await;
     assert!(day.polls >= hours as usize * 50, "only {} polls", day.polls);
     assert!(day.lines.len() <= hours as usize * 60, "{} lines in {hours} h", day.lines.len());
-    assert_eq!(
-        gate.history("sum").await,
-        [("served".to_owned(), "1".to_owned()), ("served".to_owned(), "3".to_owned())]
-    );
+    let served: Vec<_> = gate.history("sum").await.into_iter().filter(|(event, _)| event == "served").collect();
+    assert_eq!(served, ["1", "3"].map(|version| ("served".to_owned(), version.to_owned())));
     tokio::time::resume();
     gate.stop().await;
 }
