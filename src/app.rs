@@ -34,7 +34,7 @@ use crate::model::shadow::Comparer;
 use crate::model::{self, Models, Target, held, orders, shadow};
 use crate::quota::Quota;
 use crate::registry::cache::Cache;
-use crate::registry::{self, Registry, S3};
+use crate::registry::{self, Names, Registry, S3};
 use crate::server::{self, Readiness, State, Traffic, Webhook};
 use crate::task::{self, Tasks};
 use crate::telemetry;
@@ -354,10 +354,11 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} ({key})"))
 }
 
-/// The client for registries. Follows no redirect: credentials never go to another host.
+/// The client for registries. Follows no redirect and no name to where no registry is: credentials never go to another host.
 fn http_client(ca_file: Option<&Path>) -> anyhow::Result<reqwest::Client> {
     let builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
+        .dns_resolver(Names::default())
         .user_agent(concat!("modelgate/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(Duration::from_secs(10));
     let builder = match ca_file {

@@ -35,6 +35,8 @@ mod quota;
 mod readers;
 mod registry;
 mod registry_away;
+mod registry_day;
+mod registry_reach;
 mod registry_tls;
 mod replay;
 mod rollout;
