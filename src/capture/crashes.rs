@@ -185,13 +185,13 @@ fn crashes(disks: u64) {
 
 #[test]
 fn an_end_at_any_moment_loses_nothing_that_was_accepted() {
-    crashes(500);
+    crashes(550);
 }
 
 #[test]
 #[ignore = "nightly: 100,000 ends of a process at any call of the disk, some minutes"]
 fn a_hundred_thousand_ends_lose_nothing_that_was_accepted() {
-    crashes(25_000);
+    crashes(27_000);
 }
 
 /// Does so many steps with the `nth` call of the disk failing, and cuts the power. `false` if there are fewer calls.
