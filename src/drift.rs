@@ -187,8 +187,8 @@ impl Drift {
             let phase = watched.phase.load();
             phase.window.settle(now);
             let Some(learner) = &phase.learner else { continue };
-            let learned = learner.lock().take();
-            if let Some(learned) = learned {
+            let complete = learner.lock().take();
+            if let Some(learned) = complete {
                 watched.follow(learner, phase.after(learned, &self.0.config));
             }
         }

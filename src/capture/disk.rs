@@ -162,7 +162,7 @@ impl Disk for Local {
         };
         match DirBuilder::new().mode(mode).create(folder) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
-            made => made,
+            done => done,
         }
     }
 

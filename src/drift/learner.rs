@@ -26,7 +26,7 @@ pub(super) struct Learner {
     rows: u64,
     rows_max: u64,
     /// By position in the version's features; nothing where the baseline is known.
-    features: Vec<Option<(Arc<str>, Builder)>>,
+    features: Vec<Feature>,
     prediction: Option<Builder>,
     score: Option<Builder>,
     taken: bool,
@@ -34,6 +34,9 @@ pub(super) struct Learner {
     late_bytes: usize,
     is_closed: bool,
 }
+
+/// A feature by its name and what was seen of it; nothing where its baseline is known.
+type Feature = Option<(Arc<str>, Builder)>;
 
 /// A request that came when there were enough rows already.
 #[derive(Debug)]
@@ -49,7 +52,7 @@ pub(super) struct Late {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct SavedLearner {
     rows: u64,
-    features: Vec<Option<(Arc<str>, Builder)>>,
+    features: Vec<Feature>,
     prediction: Option<Builder>,
     score: Option<Builder>,
 }
@@ -64,12 +67,7 @@ pub(super) struct Learned {
 
 impl Learner {
     /// A learner of what is asked for, of `rows_max` rows; none if nothing is.
-    pub(super) fn new(
-        rows_max: u64,
-        features: Vec<Option<(Arc<str>, Builder)>>,
-        prediction: bool,
-        score: bool,
-    ) -> Option<Self> {
+    pub(super) fn new(rows_max: u64, features: Vec<Feature>, prediction: bool, score: bool) -> Option<Self> {
         let wanted = prediction || score || features.iter().any(Option::is_some);
         let of = |wanted: bool| wanted.then(Builder::default);
         let (prediction, score) = (of(prediction), of(score));
@@ -171,10 +169,9 @@ impl Learner {
     /// Goes on where another process ended, if that learned the same.
     pub(super) fn restore(&mut self, saved: SavedLearner) {
         let SavedLearner { rows, features, prediction, score } = saved;
-        let is_same = |(ours, saved): (&Option<(Arc<str>, Builder)>, &Option<(Arc<str>, Builder)>)| match (ours, saved)
-        {
+        let is_same = |(ours, saved): (&Feature, &Feature)| match (ours, saved) {
             (Some((name, ours)), Some((saved_name, saved))) => {
-                name == saved_name && (ours.is_of_texts() == saved.is_of_texts())
+                name == saved_name && ours.is_of_texts() == saved.is_of_texts()
             }
             (ours, saved) => ours.is_none() && saved.is_none(),
         };

@@ -244,9 +244,15 @@ impl Content {
         self.clean = self.cached.len();
     }
 
-    fn fail_to_sync(&mut self) {
-        self.forgotten.push(self.clean..self.cached.len());
-        self.clean = self.cached.len();
+    /// A part may have reached the platter before.
+    fn fail_to_sync(&mut self, random: &mut fastrand::Rng) {
+        let (durable, cached) = (self.durable.len(), self.cached.len());
+        if durable < cached {
+            let reached = if random.bool() { cached } else { random.usize(durable..=cached) };
+            self.durable.extend_from_slice(&self.cached[durable..reached]);
+        }
+        self.forgotten.push(self.clean..cached);
+        self.clean = cached;
     }
 
     fn cut(&mut self, length: usize) {
@@ -362,12 +368,13 @@ impl Disk for SimulatedDisk {
     }
 
     fn sync(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.0.lock();
-        let (done, had_ended, at) = (state.call("sync", path), state.hit.is_some(), state.file(path)?);
-        match done {
-            Ok(()) => state.files[at].sync(),
-            Err(_) if !had_ended => state.files[at].fail_to_sync(),
-            Err(_) => (),
+        let state = &mut *self.0.lock();
+        let done = state.call("sync", path);
+        let file = state.file(path)?;
+        match (&done, &state.hit) {
+            (Ok(()), _) => state.files[file].sync(),
+            (Err(_), None) => state.files[file].fail_to_sync(&mut state.random),
+            (Err(_), Some(_)) => (),
         }
         done
     }
@@ -429,9 +436,9 @@ impl NewFile for Opened {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.call("sync", |file, _, outcome| match outcome {
+        self.call("sync", |file, random, outcome| match outcome {
             Outcome::Done => file.sync(),
-            Outcome::Failed => file.fail_to_sync(),
+            Outcome::Failed => file.fail_to_sync(random),
             Outcome::Ended => (),
         })
     }
@@ -516,6 +523,15 @@ fn a_sync_that_succeeds_after_one_that_failed_has_saved_nothing() {
         file.sync().unwrap();
     });
     assert_eq!(left, [Some(b"\0\0\0".to_vec())].into());
+    let left = left_after_power_cuts(|disk| {
+        let mut file = disk.create(Path::new("/a"), Access::Owner).unwrap();
+        disk.sync_folder(Path::new("/")).unwrap();
+        file.append(b"abc").unwrap();
+        disk.fail(0..1, io::ErrorKind::Other);
+        file.sync().unwrap_err();
+        file.cut(0).unwrap();
+    });
+    assert!(left.contains(&Some(b"ab".to_vec())) && left.contains(&Some(Vec::new())), "a cut that was not synced");
 }
 
 #[test]

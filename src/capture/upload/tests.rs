@@ -1,7 +1,8 @@
 //! When a sink is asked again, and what objects are called.
 
-use crate::capture::tests::noon;
+use crate::capture::tests::{noon, version};
 
+use super::super::protect::Policy;
 use super::super::segment::ValueKind;
 use super::*;
 
@@ -60,4 +61,19 @@ fn keys_tell_the_model_the_version_the_hour_and_the_content() {
     for hour in [i64::MAX, i64::MAX / 3600] {
         assert_eq!(object_key(&Header { hour, ..header.clone() }, Digest([0; 32]), Format::Parquet), None);
     }
+}
+
+/// A loss of power may bring a segment back that was sent, with a part behind it that was never accepted.
+#[test]
+fn what_is_behind_the_last_whole_sample_changes_no_key() {
+    let record = version(3).record("r", 2, "Doctor", noon());
+    let header = Header { id: 7, hour: noon().as_second() / 3600, schema: Schema::of(&record, &Policy::default()) };
+    let mut bytes = Vec::new();
+    header.encode(&mut bytes);
+    header.encode_record(0, &record, None, &mut bytes);
+    let accepted = bytes.len();
+    header.encode_record(2, &record, None, &mut bytes);
+    let key = |end: usize| object_of(bytes[..end].to_vec(), Format::Csv).unwrap().listed.key;
+    assert!((accepted..bytes.len()).all(|end| key(end) == key(accepted)));
+    assert_ne!(key(bytes.len()), key(accepted));
 }
