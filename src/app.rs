@@ -342,7 +342,7 @@ async fn open_feedback(
 
 async fn open_sink(config: &capture::sink::Config, aws: &Aws) -> Sink {
     match config {
-        capture::sink::Config::Directory(folder) => Sink::Directory(folder.clone()),
+        capture::sink::Config::Directory(folder) => Sink::directory(folder.clone()),
         capture::sink::Config::S3 { bucket, prefix } => {
             let (bucket, prefix) = (bucket.clone(), prefix.clone());
             Sink::S3 { client: s3_client(aws.config().await), bucket, prefix }
