@@ -239,7 +239,8 @@ pub enum StoreError {
     PinIsPast(Timestamp),
     /// Every version that callers stay on takes memory.
     #[error(
-        "no more than {room} versions of `{model}` are held for callers who stay (engine.max_held), and these are: {held}"
+        "no more than {room} versions of `{model}` are held for callers who stay, and these are: {held}; unpin one of them, or \
+         raise engine.max_held"
     )]
     NoRoomForPin {
         /// The model.
@@ -325,8 +326,8 @@ struct LiveKeys {
     by_hash: HashMap<HashPrefix, LiveKey, RandomState>,
     /// Whether some were made elsewhere, and may have any form.
     has_imported: bool,
-    /// What any of them stays on, no longer than the key lives.
-    pins: Vec<Pin>,
+    /// What any of them stays on, no longer than the key lives, by account.
+    pins: Vec<(KeyId, Pin)>,
 }
 
 /// Of a million keys two begin alike once in forty million stores, and then one of them is not found.
@@ -382,7 +383,8 @@ impl LiveKeys {
         let known = before.find(&hash).map_or(0, |key| key.last_address.load(Ordering::Relaxed));
         // Nobody shows a key that was revoked: what it stays on is held for nobody.
         let end = record.revoked.or(record.expires).unwrap_or(Timestamp::MAX);
-        self.pins.extend(pins.iter().map(|pin| Pin { until: pin.until.min(end), ..pin.clone() }));
+        let until_end = |pin: &Pin| Pin { until: pin.until.min(end), ..pin.clone() };
+        self.pins.extend(pins.iter().map(|pin| (KeyId::clone(&record.account), until_end(pin))));
         let live = LiveKey {
             hash,
             switch: match (record.revoked, record.disabled) {
