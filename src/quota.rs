@@ -37,7 +37,7 @@ use tokens::{Occasion, Tokens};
 pub use account::Place;
 pub use calendar::OFFSET_MAX;
 pub use plan::{Enforcement, Limit, Period, Plan, Throttle, Unit};
-pub use shared::{Health, LARGEST_AMOUNT, OnStoreDown, Redis};
+pub use shared::{Health, LARGEST_AMOUNT, OnStoreDown, Redis, Unfit};
 pub use standing::{Exceeded, Refusal, Standing, Usage};
 pub use tally::{ModelUse, Use};
 

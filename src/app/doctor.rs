@@ -7,12 +7,14 @@ use aws_sdk_cloudwatch::primitives::DateTime;
 use aws_sdk_cloudwatch::types::{MetricDatum, StandardUnit};
 
 use super::operate::table;
-use super::{Aws, block_on, load_runtime, open_registry, s3_client};
+use super::{Aws, block_on, http_client, load_runtime, open_registry, s3_client};
 use crate::capture::sink;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::manager::ModelConfig;
+use crate::metrics::otlp;
 use crate::model::loading::Loading;
+use crate::quota::{Location, Redis, Unfit};
 use crate::registry::cache::Cache;
 use crate::registry::mlmodel::MlModel;
 use crate::registry::{Registry, RegistryError};
@@ -50,6 +52,12 @@ pub fn doctor(config: &Config) -> anyhow::Result<(String, bool)> {
         }
         if let Some(to) = &config.sinks.cloudwatch {
             findings.push(cloudwatch(&to.namespace, &aws).await);
+        }
+        if let Some(to) = config.sinks.otlp.clone() {
+            findings.push(collector(to).await?);
+        }
+        if let Location::Redis(store) = &config.quota.store {
+            findings.push(quota_store(store).await);
         }
         let good = findings.iter().all(|finding| finding.found.is_ok());
         let rows: Vec<_> = findings.into_iter().map(row).collect();
@@ -135,6 +143,30 @@ async fn cloudwatch(namespace: &str, aws: &Aws) -> Finding {
     };
     let found = sent.map(|_| format!("{namespace} takes figures")).map_err(cure);
     Finding::new("CloudWatch", found)
+}
+
+async fn collector(to: otlp::Config) -> anyhow::Result<Finding> {
+    let endpoint = to.endpoint.clone();
+    let found = otlp::look(http_client(None)?, to).await;
+    let cure = |wrong| {
+        format!(
+            "{endpoint}: {wrong}: are metrics.otlp.endpoint and its headers right, and does a collector listen there?"
+        )
+    };
+    Ok(Finding::new("OTLP", found.map(|()| format!("{endpoint} takes figures")).map_err(cure)))
+}
+
+async fn quota_store(store: &Redis) -> Finding {
+    let place = format!("{}:{}", store.url.host_str().unwrap_or_default(), store.url.port().unwrap_or(6379));
+    let cure = |unfit| match unfit {
+        Unfit::Unreachable(_) => format!("{place}: {unfit}: is quota.store right, and the network open?"),
+        Unfit::NotAllowed(_) => format!(
+            "{place}: {unfit}: are the user and the password right, and has the user the rights of docs/shared-quota.md?"
+        ),
+        Unfit::Evicts(_) => format!("{place}: {unfit}: set it to noeviction"),
+    };
+    let found = store.look().await.map(|()| format!("{place} can be written to")).map_err(cure);
+    Finding::new("quota store", found)
 }
 
 /// Why AWS did not do what it was asked to.

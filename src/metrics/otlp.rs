@@ -53,6 +53,18 @@ const SCALE: i32 = 5;
 /// Buckets on either side of zero at most; collectors keep 160 by default.
 const BUCKETS_MAX: i64 = 160;
 
+/// Sends a collector no metrics at all, to see whether it takes them.
+///
+/// # Errors
+/// What it says, or why it cannot be asked.
+pub async fn look(client: reqwest::Client, config: Config) -> Result<(), String> {
+    // A message without fields is empty.
+    match Exporter::new(client, config).call(Vec::new()).await {
+        Answer::Received | Answer::ReceivedBut(..) => Ok(()),
+        Answer::Invalid(wrong) | Answer::Failed(wrong) => Err(wrong),
+    }
+}
+
 /// Sends batches to a collector.
 #[derive(Debug)]
 pub(super) struct Exporter {
@@ -67,7 +79,10 @@ impl Exporter {
 
     /// Sends one batch.
     pub(super) async fn send(&self, batch: &Batch) -> Answer {
-        let body = request(batch, &self.config.service_name).encode_to_vec();
+        self.call(request(batch, &self.config.service_name).encode_to_vec()).await
+    }
+
+    async fn call(&self, body: Vec<u8>) -> Answer {
         let call = self
             .client
             .post(self.config.endpoint.clone())

@@ -8,6 +8,7 @@
 //! call has [`BUDGET`], whoever waits behind a failed call is refused with it, and after [`FAILURES`] in a row only this
 //! thread asks, until there is an answer.
 
+mod look;
 mod tokens;
 
 use std::num::NonZeroU64;
@@ -25,6 +26,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, timeout_at};
 use url::Url;
 
+pub use self::look::Unfit;
 use super::calendar::{Calendar, Window, until};
 use super::counter::{Confirmed, Counter, Grant, Report, hundredth};
 use super::store::{BATCH, Down, Message, QUEUE, STACK_BYTES, Settle, Visit, gather};
@@ -364,18 +366,19 @@ impl Keeper {
         if answers.are_none() {
             inbox.refuse_waiting();
         }
+        // Tokens first: who asked for both looks for its token as soon as it has its rows.
+        for (visit, given) in tokens.into_iter().zip(answers.given) {
+            match given {
+                Some(given) => visit.serve(given),
+                None => visit.refuse(),
+            }
+        }
         for (visit, grant) in visits.into_iter().zip(answers.grants) {
             if let Some(grant) = grant {
                 visit.serve(grant);
             } else {
                 visit.counter.doubt();
                 visit.refuse();
-            }
-        }
-        for (visit, given) in tokens.into_iter().zip(answers.given) {
-            match given {
-                Some(given) => visit.serve(given),
-                None => visit.refuse(),
             }
         }
     }

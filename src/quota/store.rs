@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 
 use super::calendar::{OFFSET_MAX, Window};
@@ -126,9 +127,16 @@ impl Store {
 
     /// Whether there was a token. Asks now, if nothing else was asked for since.
     pub(super) async fn token(&self, asked: Result<Asked, Down>) -> Result<bool, Down> {
-        let asked = asked?;
-        self.wake();
-        asked.await.unwrap_or(Err(Down))
+        let mut asked = asked?;
+        // Woken for nothing, the thread would take the next token's question before the rows that come with it.
+        match asked.try_recv() {
+            Ok(answer) => answer,
+            Err(TryRecvError::Closed) => Err(Down),
+            Err(TryRecvError::Empty) => {
+                self.wake();
+                asked.await.unwrap_or(Err(Down))
+            }
+        }
     }
 
     /// The same for tokens that nobody waits for.

@@ -7,15 +7,19 @@ use modelgate::clock::Clock;
 use crate::support::cloudwatch::{CloudWatch, Mode};
 use crate::support::hostile_registry::{Hostile, say};
 use crate::support::mlflow;
+use crate::support::otlp::{self, Collector};
+use crate::support::redis;
 use crate::support::s3::{self, BUCKET, S3, SECRET};
 use crate::support::site::Site;
 
 /// A site with a good model, samples in `sink` and figures in CloudWatch.
 fn site(sink: &str) -> Site {
-    let site = Site::new(&format!(
-        "[plans.open]\n[[model]]\nname = \"sum\"\nselect = \"alias:champion\"\n[capture]\nsink = \"{sink}\"\n\
-         [metrics.cloudwatch]\nnamespace = \"Gate\"\n"
-    ));
+    site_with(&format!("[capture]\nsink = \"{sink}\"\n[metrics.cloudwatch]\nnamespace = \"Gate\"\n"))
+}
+
+/// A site with a good model, and what else is asked for.
+fn site_with(more: &str) -> Site {
+    let site = Site::new(&format!("[plans.open]\n[[model]]\nname = \"sum\"\nselect = \"alias:champion\"\n{more}"));
     site.register_sum("sum", 1, 1000.0);
     site.promote("sum", 1);
     site
@@ -127,4 +131,41 @@ async fn a_registry_that_refuses_us_is_one_line_with_its_cure() {
     let report = doctor(&site, &[]).await;
     assert_only_wrong(&report, "registry: sum", &["does not accept the user name and password"]);
     assert!(!report.0.contains("wrong@"), "{}", report.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quota_store_is_written_to_and_each_reason_against_it_has_its_cure() {
+    let mut server = redis::Server::start();
+    let site = site_with(&format!("[quota]\nstore = \"{}\"\nnamespace = \"gate\"\n", server.url()));
+    let (well, good) = doctor(&site, &[]).await;
+    assert!(good && well.contains("quota store") && well.contains("can be written to"), "{well}");
+    assert!(server.command(&["DBSIZE"]).starts_with(":0"), "nothing is left behind");
+
+    server.command(&["CONFIG", "SET", "maxmemory-policy", "volatile-lru"]);
+    assert_only_wrong(&doctor(&site, &[]).await, "quota store", &["volatile-lru", "set it to noeviction"]);
+    // Who may not ask for the policy is not told off for it.
+    server.command(&["ACL", "SETUSER", "default", "-info"]);
+    let (well, good) = doctor(&site, &[]).await;
+    assert!(good, "{well}");
+    server.command(&["ACL", "SETUSER", "default", "-hset"]);
+    assert_only_wrong(&doctor(&site, &[]).await, "quota store", &["hset", "the rights of docs/shared-quota.md"]);
+    server.command(&["ACL", "SETUSER", "default", "resetpass", ">secret"]);
+    assert_only_wrong(&doctor(&site, &[]).await, "quota store", &["are the user and the password right"]);
+    server.kill();
+    assert_only_wrong(&doctor(&site, &[]).await, "quota store", &["is quota.store right, and the network open?"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_is_asked_and_each_reason_against_it_has_its_cure() {
+    let collector = Collector::start().await;
+    let site = site_with("[metrics.otlp]\nendpoint = \"http://127.0.0.1:9/v1/metrics\"\n");
+    let (at, away) = (collector.endpoint().to_owned(), nobody().await);
+    let (well, good) = doctor(&site, &[("OTEL_EXPORTER_OTLP_ENDPOINT", &at)]).await;
+    assert!(good && well.contains("/v1/metrics takes figures"), "{well}");
+    assert_eq!((collector.calls(), collector.points().len(), collector.refusals().len()), (1, 0, 0));
+    collector.set_mode(otlp::Mode::Unknown);
+    let report = doctor(&site, &[("OTEL_EXPORTER_OTLP_ENDPOINT", &at)]).await;
+    assert_only_wrong(&report, "OTLP", &["401", "its headers"]);
+    let report = doctor(&site, &[("OTEL_EXPORTER_OTLP_ENDPOINT", &away)]).await;
+    assert_only_wrong(&report, "OTLP", &["does a collector listen there?"]);
 }

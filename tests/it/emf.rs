@@ -1,6 +1,5 @@
 //! Metrics as lines on standard output: the same figures as by CloudWatch's API, inside every limit of the format.
 #![expect(clippy::float_cmp, reason = "counts are whole numbers")]
-#![expect(clippy::disallowed_methods, reason = "callers of the test")]
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -18,8 +17,8 @@ use modelgate::task;
 use serde_json::{Value, json};
 
 use super::process::Binary;
-use super::support::cloudwatch::CloudWatch;
-use super::support::emf::{Datum, read, totals};
+use super::support::cloudwatch::{CloudWatch, Datum, totals};
+use super::support::emf::read;
 use super::support::loans::{Loaded, Oracle, loans, metrics, observe_random, regression};
 use super::support::site::Site;
 
@@ -254,16 +253,7 @@ async fn nothing_but_metrics_is_on_standard_output() {
     let (file, stdout) = (site.folder().join("modelgate.toml"), site.folder().join("stdout"));
     let mut command = Command::new(env!("CARGO_BIN_EXE_modelgate"));
     let binary = Binary::start(command.stdout(File::create(&stdout).unwrap()), &file, &[]);
-    let http = reqwest::Client::new();
-    binary.ready(&http).await;
-    for turn in 0..7 {
-        let request = http.post(format!("http://{}/predict", binary.data)).header("x-api-key", &key);
-        let request = request.json(&json!({"data": {"a": turn, "b": 0, "c": 0}}));
-        assert_eq!(request.send().await.unwrap().status(), 200);
-    }
-    binary.signal("TERM");
-    let (status, log) = binary.ended().await;
-    assert_eq!(status.code(), Some(0), "{log}");
+    binary.answer_seven_and_end(&key).await;
     let datums = read(&fs::read_to_string(stdout).unwrap(), Clock::system().now()).unwrap();
     let of_model = vec![("Model".to_owned(), "sum".to_owned())];
     let counted = totals(&datums);

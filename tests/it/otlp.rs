@@ -10,7 +10,6 @@ use jiff::Timestamp;
 use modelgate::metrics::otlp::Config;
 use modelgate::metrics::{Flushed, Flusher, Metrics, Mode as Sent};
 use percent_encoding::percent_decode_str;
-use serde_json::json;
 
 use super::process::Binary;
 use super::support::cloudwatch::Key;
@@ -177,16 +176,7 @@ async fn the_standard_variable_says_where() {
     let file = site.folder().join("modelgate.toml");
     let key = site.key("open");
     let binary = Binary::start(&mut Command::new(env!("CARGO_BIN_EXE_modelgate")), &file, &environment);
-    let http = reqwest::Client::new();
-    binary.ready(&http).await;
-    for turn in 0..7 {
-        let request = http.post(format!("http://{}/predict", binary.data)).header("x-api-key", &key);
-        let request = request.json(&json!({"data": {"a": turn, "b": 0, "c": 0}}));
-        assert_eq!(request.send().await.unwrap().status(), 200);
-    }
-    binary.signal("TERM");
-    let (status, log) = binary.ended().await;
-    assert_eq!(status.code(), Some(0), "{log}");
+    binary.answer_seven_and_end(&key).await;
     assert_eq!(collector.refusals(), Vec::<String>::new());
     let of_model = vec![("model".to_owned(), "sum".to_owned())];
     let totals = collector.totals();

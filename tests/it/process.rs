@@ -86,6 +86,20 @@ impl Binary {
         (status.unwrap(), log)
     }
 
+    /// Has `sum` answer seven rows, whose first features are 0 to 6, and stops in order.
+    pub(crate) async fn answer_seven_and_end(self, key: &str) {
+        let http = reqwest::Client::new();
+        self.ready(&http).await;
+        for turn in 0..7 {
+            let request = http.post(format!("http://{}/predict", self.data)).header("x-api-key", key);
+            let request = request.json(&json!({"data": {"a": turn, "b": 0, "c": 0}}));
+            assert_eq!(request.send().await.unwrap().status(), 200);
+        }
+        self.signal("TERM");
+        let (status, log) = self.ended().await;
+        assert_eq!(status.code(), Some(0), "{log}");
+    }
+
     pub(crate) async fn ready(&self, http: &reqwest::Client) {
         let url = format!("http://{}/readyz", self.data);
         eventually("the gateway to be ready", async || {

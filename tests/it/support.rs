@@ -7,6 +7,7 @@ pub(crate) mod emf;
 pub(crate) mod fixtures;
 pub(crate) mod gate;
 pub(crate) mod hostile_registry;
+pub(crate) mod listener;
 pub(crate) mod loans;
 pub(crate) mod mlflow;
 pub(crate) mod onnx;

@@ -19,9 +19,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use ciborium::Value;
 use jiff::{SignedDuration, Timestamp};
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
+use super::listener;
 use super::panel::{self, Alarm};
 
 /// What the fake does with the next calls.
@@ -96,10 +96,7 @@ impl CloudWatch {
             .route("/service/GraniteServiceVersion20100801/operation/PutMetricAlarm", post(put_metric_alarm))
             .layer(DefaultBodyLimit::disable())
             .with_state(Arc::clone(&shared));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let mut server = JoinSet::new();
-        server.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        let (endpoint, server) = listener::serve(router).await;
         Self { endpoint, shared, _server: server }
     }
 
@@ -170,16 +167,21 @@ impl CloudWatch {
 
     /// Sample count and sum of each metric with its dimensions.
     pub(crate) fn totals(&self) -> BTreeMap<Key, (f64, f64)> {
-        let mut totals = BTreeMap::new();
-        for datum in self.datums() {
-            let total: &mut (f64, f64) = totals.entry(datum.key).or_default();
-            for (value, count) in datum.values {
-                total.0 += count;
-                total.1 += value * count;
-            }
-        }
-        totals
+        totals(&self.datums())
     }
+}
+
+/// Sample count and sum of each metric with its dimensions.
+pub(crate) fn totals(datums: &[Datum]) -> BTreeMap<Key, (f64, f64)> {
+    let mut totals = BTreeMap::new();
+    for datum in datums {
+        let total: &mut (f64, f64) = totals.entry(datum.key.clone()).or_default();
+        for (value, count) in &datum.values {
+            total.0 += count;
+            total.1 += value * count;
+        }
+    }
+    totals
 }
 
 impl Shared {

@@ -1,25 +1,12 @@
 //! A reader of the embedded metric format that takes what its specification allows and nothing else.
 
-use std::collections::BTreeMap;
-
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Map, Value};
 
-use super::cloudwatch::Key;
+use super::cloudwatch::Datum;
 
 /// What CloudWatch Logs takes as one event in every edition of its limits, less what it adds itself.
 const EVENT_MAX_BYTES: usize = 256 * 1024 - 26;
-
-/// One metric of one line.
-#[derive(Clone, Debug)]
-pub(crate) struct Datum {
-    pub(crate) namespace: String,
-    pub(crate) key: Key,
-    pub(crate) at: Timestamp,
-    pub(crate) unit: String,
-    /// Values with their counts.
-    pub(crate) values: Vec<(f64, f64)>,
-}
 
 /// Every metric in `text`, whose lines are read at the moment `now`; or what is wrong with it.
 pub(crate) fn read(text: &str, now: Timestamp) -> Result<Vec<Datum>, String> {
@@ -31,19 +18,6 @@ pub(crate) fn read(text: &str, now: Timestamp) -> Result<Vec<Datum>, String> {
         datums.extend(read_line(line, now).map_err(|wrong| format!("{wrong}: {line:.300}"))?);
     }
     Ok(datums)
-}
-
-/// Sample count and sum of each metric with its dimensions.
-pub(crate) fn totals(datums: &[Datum]) -> BTreeMap<Key, (f64, f64)> {
-    let mut totals = BTreeMap::new();
-    for datum in datums {
-        let total: &mut (f64, f64) = totals.entry(datum.key.clone()).or_default();
-        for (value, count) in &datum.values {
-            total.0 += count;
-            total.1 += value * count;
-        }
-    }
-    totals
 }
 
 fn read_line(line: &str, now: Timestamp) -> Result<Vec<Datum>, String> {

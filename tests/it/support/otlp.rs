@@ -17,10 +17,10 @@ use opentelemetry_proto::tonic::metrics::v1::{
     AggregationTemporality, ExponentialHistogramDataPoint, Metric, NumberDataPoint, metric, number_data_point,
 };
 use prost::Message;
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use super::cloudwatch::Key;
+use super::listener;
 
 /// What the collector does with the next calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,10 +82,7 @@ impl Collector {
             .route("/v1/metrics", post(export))
             .layer(DefaultBodyLimit::disable())
             .with_state(Arc::clone(&shared));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let mut server = JoinSet::new();
-        server.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        let (endpoint, server) = listener::serve(router).await;
         Self { endpoint, shared, _server: server }
     }
 
