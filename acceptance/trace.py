@@ -1,6 +1,6 @@
 """What a gateway asks of the system while it loads every test model and answers 1,000 requests to each.
 
-    cargo build --release && python3 acceptance/trace.py target/release/modelgate
+    make trace
 
 Needs strace (Debian: apt install strace) and nothing else. Fails if the gateway or a process that tries a version opens a
 connection, starts another program than itself, or opens any file while it answers; prints what it opened before that.
@@ -21,8 +21,8 @@ FIXTURES = pathlib.Path(__file__).resolve().parent.parent / "tests" / "fixtures"
 UNFIT = {"not-finite", "wrong-rows"}
 RUNS = 1000
 DATA, ADMIN = 18441, 18442
-# What threads that start, and the first look at the number of processors, read.
-OF_THREADS = ("/proc/self/", "/sys/fs/cgroup/", "/sys/devices/system/cpu/")
+# What new threads, the allocator, and looks at memory and at the number of processors read.
+OF_THREADS = ("/proc/self/", "/proc/sys/vm/overcommit_memory", "/sys/fs/cgroup/", "/sys/devices/system/cpu/")
 
 
 def lay_out(site):
