@@ -200,8 +200,10 @@ async fn no_more_versions_are_held_than_configured_and_who_moves_on_makes_room()
     // Whoever wrote it without looking finds no room all the same.
     pin(&ids[1], "version:2", 9).unwrap();
     eventually("nobody in the place of version 2", async || ask(&gate, &callers[1]).await.status == 503).await;
-    assert_eq!(version_for(&gate, &callers[0]).await, 3);
-    assert!(held(3)(&gate.status("sum").await));
+    pin(&ids[0], "version:4", 9).unwrap();
+    gate.says("sum", "version 4 held, and nothing beside it", held(4)).await;
+    until_answered_by(&gate, &callers[0], 4).await;
+    assert_eq!(ask(&gate, &callers[1]).await.status, 503);
     gate.stop().await;
 }
 
