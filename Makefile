@@ -17,11 +17,11 @@ test: lib/libonnxruntime servers ## every test, against real MLflow and Redis se
 	$(CARGO) check --locked --bin modelgate
 	$(CARGO) test --locked --workspace
 
-test-nightly: lib/libonnxruntime servers ## the tests at full size, in release: up to 90 minutes on two cores
+test-nightly: lib/libonnxruntime servers ## the tests at full size, optimised: up to 90 minutes on two cores
 	@echo "nightly tests:" && scripts/ignored-tests.sh nightly | sed 's/^/  /'
-	$(CARGO) test --release --locked --lib --test it --no-run
+	$(CARGO) test --profile nightly --locked --lib --test it --no-run
 	@# One at a time: most of them want the whole machine.
-	timeout 80m $(CARGO) test --release --locked --lib --test it -- \
+	timeout 80m $(CARGO) test --profile nightly --locked --lib --test it -- \
 		--ignored --nocapture --test-threads 1 $$(scripts/ignored-tests.sh nightly)
 
 figures: lib/libonnxruntime servers ## what the tests can measure; BENCHMARKS.md says which figure comes from where

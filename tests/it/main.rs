@@ -24,6 +24,7 @@ mod gate;
 mod keys;
 mod keys_figures;
 mod keys_load;
+mod keys_timing;
 mod metrics_figures;
 mod mlflow;
 mod numeric;
