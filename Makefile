@@ -3,7 +3,7 @@
 PYTHON ?= python3
 CARGO ?= cargo
 
-.PHONY: help demo test test-nightly figures check bench servers acceptance
+.PHONY: help demo test test-nightly figures check bench servers acceptance trace
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,10 @@ acceptance: lib/libonnxruntime ## the main job on real data: make acceptance DAT
 	.venv/acceptance/bin/pip install --quiet --requirement acceptance/requirements.txt
 	$(CARGO) build --release --locked
 	.venv/acceptance/bin/python acceptance/run.py $(DATA)
+
+trace: lib/libonnxruntime ## what a gateway asks of the system, model by model, watched with strace
+	$(CARGO) build --release --locked
+	$(PYTHON) acceptance/trace.py target/release/modelgate
 
 servers: ## the MLflow and Redis servers the tests talk to, in .venv/
 	scripts/test-servers.sh

@@ -237,7 +237,8 @@ pub enum StoreError {
     PinIsPast(Timestamp),
     /// Every version that callers stay on takes memory.
     #[error(
-        "no more than {room} versions of `{model}` are held for callers who stay (engine.max_held), and these are: {held}"
+        "no more than {room} versions of `{model}` are held for callers who stay, and these are: {held}; unpin one of them, or \
+         raise engine.max_held"
     )]
     NoRoomForPin {
         /// The model.

@@ -52,6 +52,9 @@ use policy::{Action, Failed, View};
 /// How often versions on trial are judged, and those that were replaced are looked at until their last request has left.
 const PULSE: Duration = Duration::from_millis(500);
 
+// A version that was replaced goes within a second of its last request: when it left, a look may just have been over.
+const _: () = assert!(PULSE.as_millis() <= 500);
+
 /// The shortest pause between two polls that hints can bring about.
 const SHORTEST_POLL_PAUSE: Duration = Duration::from_secs(1);
 

@@ -28,8 +28,8 @@ pub(super) struct LiveKeys {
     keys: Vec<LiveKey>,
     /// Whether some were made elsewhere, and may have any form.
     pub(super) has_imported: bool,
-    /// What any of them stays on, no longer than the key lives.
-    pub(super) pins: Vec<Pin>,
+    /// What any of them stays on, no longer than the key lives, by account.
+    pub(super) pins: Vec<(KeyId, Pin)>,
 }
 
 pub(super) struct LiveKey {
@@ -87,7 +87,8 @@ impl LiveKeys {
         let known = known.map_or(0, |key| key.last_address.load(Ordering::Relaxed));
         // Nobody shows a key that was revoked: what it stays on is held for nobody.
         let end = record.revoked.or(record.expires).unwrap_or(Timestamp::MAX);
-        self.pins.extend(pins.iter().map(|pin| Pin { until: pin.until.min(end), ..pin.clone() }));
+        let until_end = |pin: &Pin| Pin { until: pin.until.min(end), ..pin.clone() };
+        self.pins.extend(pins.iter().map(|pin| (KeyId::clone(&record.account), until_end(pin))));
         self.keys.push(LiveKey {
             hash,
             is_disabled: record.disabled.is_some(),
