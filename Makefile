@@ -3,7 +3,7 @@
 PYTHON ?= python3
 CARGO ?= cargo
 
-.PHONY: help demo test test-nightly figures check bench servers acceptance
+.PHONY: help demo test test-nightly figures check bench servers acceptance trace
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,11 +17,11 @@ test: lib/libonnxruntime servers ## every test, against real MLflow and Redis se
 	$(CARGO) check --locked --bin modelgate
 	$(CARGO) test --locked --workspace
 
-test-nightly: lib/libonnxruntime servers ## the tests at full size, in release: up to 90 minutes on two cores
+test-nightly: lib/libonnxruntime servers ## the tests at full size, optimised: up to 90 minutes on two cores
 	@echo "nightly tests:" && scripts/ignored-tests.sh nightly | sed 's/^/  /'
-	$(CARGO) test --release --locked --lib --test it --no-run
+	$(CARGO) test --profile nightly --locked --lib --test it --no-run
 	@# One at a time: most of them want the whole machine.
-	timeout 80m $(CARGO) test --release --locked --lib --test it -- \
+	timeout 80m $(CARGO) test --profile nightly --locked --lib --test it -- \
 		--ignored --nocapture --test-threads 1 $$(scripts/ignored-tests.sh nightly)
 
 figures: lib/libonnxruntime servers ## what the tests can measure; BENCHMARKS.md says which figure comes from where
@@ -43,6 +43,10 @@ acceptance: lib/libonnxruntime ## the main job on real data: make acceptance DAT
 	.venv/acceptance/bin/pip install --quiet --requirement acceptance/requirements.txt
 	$(CARGO) build --release --locked
 	.venv/acceptance/bin/python acceptance/run.py $(DATA)
+
+trace: lib/libonnxruntime ## what a gateway asks of the system, model by model, watched with strace
+	$(CARGO) build --release --locked
+	$(PYTHON) acceptance/trace.py target/release/modelgate
 
 servers: ## the MLflow and Redis servers the tests talk to, in .venv/
 	scripts/test-servers.sh

@@ -128,7 +128,7 @@ async fn measure(table: &Table, name: &str, format: Format, scratch: &Path, plac
         spool: scratch.join("spool"),
         spool_max_bytes: 8 << 30,
     };
-    let sink = Sink::Directory(place.to_owned());
+    let sink = Sink::directory(place);
     let (capture, mut writer) = capture::open(config, sink, &mut getrandom::fill, 7)?;
     let noon = "2025-12-01T12:00:00Z".parse()?;
     let [mut offering, mut spooling] = [Duration::ZERO; 2];

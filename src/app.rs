@@ -32,7 +32,7 @@ use crate::model::shadow::Comparer;
 use crate::model::{self, Models, held, orders, shadow};
 use crate::quota::Quota;
 use crate::registry::cache::Cache;
-use crate::registry::{self, Registry, S3};
+use crate::registry::{self, Names, Registry, S3};
 use crate::server::{self, Readiness, State, Traffic, Webhook};
 use crate::task::{self, Tasks};
 use crate::telemetry;
@@ -340,7 +340,7 @@ async fn open_feedback(
 
 async fn open_sink(config: &capture::sink::Config, aws: &Aws) -> Sink {
     match config {
-        capture::sink::Config::Directory(folder) => Sink::Directory(folder.clone()),
+        capture::sink::Config::Directory(folder) => Sink::directory(folder.clone()),
         capture::sink::Config::S3 { bucket, prefix } => {
             let (bucket, prefix) = (bucket.clone(), prefix.clone());
             Sink::S3 { client: s3_client(aws.config().await), bucket, prefix }
@@ -352,10 +352,11 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} ({key})"))
 }
 
-/// The client for registries. Follows no redirect: credentials never go to another host.
+/// The client for registries. Follows no redirect and no name to where no registry is: credentials never go to another host.
 fn http_client(ca_file: Option<&Path>) -> anyhow::Result<reqwest::Client> {
     let builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
+        .dns_resolver(Names::default())
         .user_agent(concat!("modelgate/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(Duration::from_secs(10));
     let builder = match ca_file {

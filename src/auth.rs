@@ -6,6 +6,7 @@ mod attempts;
 mod import;
 mod key;
 mod lifecycle;
+mod live;
 mod pepper;
 mod pins;
 mod private;
@@ -13,26 +14,23 @@ mod scope;
 pub(crate) mod shared;
 pub(crate) mod store;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use foldhash::fast::RandomState;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use rusqlite::Connection;
-use subtle::ConstantTimeEq;
 
 use attempts::{Attempts, Subject};
-use pepper::{Digest, Pepper};
+use live::{LiveKey, LiveKeys, Refused};
+use pepper::Pepper;
 use shared::Sharing;
-use store::StoredKey;
 
 pub use import::{ImportError, Imported, Mistake, Plans};
 pub use key::well_formed_id;
@@ -242,7 +240,8 @@ pub enum StoreError {
     PinIsPast(Timestamp),
     /// Every version that callers stay on takes memory.
     #[error(
-        "no more than {room} versions of `{model}` are held for callers who stay (engine.max_held), and these are: {held}"
+        "no more than {room} versions of `{model}` are held for callers who stay, and these are: {held}; unpin one of them, or \
+         raise engine.max_held"
     )]
     NoRoomForPin {
         /// The model.
@@ -333,121 +332,6 @@ pub struct ApiKeys {
     sharing: Option<Sharing>,
 }
 
-/// Every key, those that have ended included: who still sends one of them is no guesser.
-///
-/// They are found by the first bytes of their keyed hash, not by the id in their text: a wrong secret under an id that
-/// exists is then looked for, and not found, just like one under an id that does not.
-#[derive(Default)]
-struct LiveKeys {
-    by_hash: HashMap<HashPrefix, LiveKey, RandomState>,
-    /// Whether some were made elsewhere, and may have any form.
-    has_imported: bool,
-    /// What any of them stays on, no longer than the key lives.
-    pins: Vec<Pin>,
-}
-
-/// Of a million keys two begin alike once in forty million stores, and then one of them is not found.
-type HashPrefix = [u8; 8];
-
-struct LiveKey {
-    hash: Digest,
-    switch: Switch,
-    expires: Option<Timestamp>,
-    /// The address it was last used from, as a [`Subject`]'s bits.
-    last_address: AtomicU64,
-    /// Made once, so that a request clones a pointer.
-    caller: Arc<Caller>,
-}
-
-/// Whether a key works, its end aside.
-#[derive(Clone, Copy, Debug)]
-enum Switch {
-    On,
-    /// Until it is enabled.
-    Off,
-    /// For good.
-    Revoked,
-}
-
-/// Why a key does not open the door.
-enum Refused {
-    /// It is none of ours.
-    Unknown,
-    /// It was one of ours.
-    Ended,
-    Disabled,
-}
-
-impl From<Refused> for AuthError {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Unknown | Refused::Ended => Self::Unknown,
-            Refused::Disabled => Self::Disabled,
-        }
-    }
-}
-
-impl LiveKeys {
-    fn find(&self, hash: &Digest) -> Option<&LiveKey> {
-        self.by_hash.get(prefix(hash))
-    }
-
-    /// Takes `key` in. What `before` knew of its address stays known.
-    fn add(&mut self, key: StoredKey, plans: &BTreeMap<PlanName, Access>, pins: &[Pin], before: &Self) {
-        let StoredKey { record, hash } = key;
-        self.has_imported |= record.imported;
-        let known = before.find(&hash).map_or(0, |key| key.last_address.load(Ordering::Relaxed));
-        // Nobody shows a key that was revoked: what it stays on is held for nobody.
-        let end = record.revoked.or(record.expires).unwrap_or(Timestamp::MAX);
-        self.pins.extend(pins.iter().map(|pin| Pin { until: pin.until.min(end), ..pin.clone() }));
-        let live = LiveKey {
-            hash,
-            switch: match (record.revoked, record.disabled) {
-                (Some(_), _) => Switch::Revoked,
-                (None, Some(_)) => Switch::Off,
-                (None, None) => Switch::On,
-            },
-            expires: record.expires,
-            last_address: known.into(),
-            caller: Arc::new(Caller { pins: pins.to_vec(), ..caller(record, plans) }),
-        };
-        self.by_hash.insert(*prefix(&hash), live);
-    }
-
-    fn len(&self) -> usize {
-        self.by_hash.len()
-    }
-}
-
-fn prefix(hash: &Digest) -> &HashPrefix {
-    hash.first_chunk().expect("a digest is longer than its prefix")
-}
-
-/// Who sends the key of `record`.
-fn caller(record: KeyRecord, plans: &BTreeMap<PlanName, Access>) -> Caller {
-    let access = plans.get(record.plan.as_str()).cloned().unwrap_or_else(|| {
-        if record.revoked.is_none() {
-            tracing::warn!(
-                key.id = &*record.id,
-                plan = record.plan,
-                "key `{}` may use no model: its plan `{}` is not configured",
-                record.id,
-                record.plan
-            );
-        }
-        Access::Only(BTreeSet::new())
-    });
-    Caller {
-        key_id: record.id,
-        name: record.name.into(),
-        plan: record.plan.into(),
-        account: record.account,
-        access,
-        scopes: record.scopes,
-        pins: Vec::new(),
-    }
-}
-
 /// The store's file, and how far it has been read.
 struct Store {
     db: Connection,
@@ -518,7 +402,7 @@ impl ApiKeys {
         let from = self.attempts.address(address);
         let verified = self.verify(&live, key, now);
         if let Some(retry_after) = self.attempts.wait(from) {
-            let known = verified.ok().filter(|key| key.last_address.load(Ordering::Relaxed) == from.to_bits());
+            let known = verified.ok().filter(|key| key.is_known_at(from));
             return known.map(|key| Arc::clone(&key.caller)).ok_or(AuthError::Throttled { retry_after });
         }
         match verified {
@@ -546,17 +430,7 @@ impl ApiKeys {
         if !has_form {
             return Err(Refused::Unknown);
         }
-        let hash = self.pepper.digest(key);
-        let found = live.find(&hash);
-        let expected = found.map_or(&[0; 32], |key| &key.hash);
-        let matches = bool::from(hash.ct_eq(expected));
-        let key = found.filter(|_| matches).ok_or(Refused::Unknown)?;
-        match key.switch {
-            Switch::Revoked => Err(Refused::Ended),
-            Switch::Off => Err(Refused::Disabled),
-            Switch::On if key.expires.is_some_and(|end| end <= now) => Err(Refused::Ended),
-            Switch::On => Ok(key),
-        }
+        live.find(&self.pepper.digest(key), now)
     }
 
     /// How many keys there are, those that have ended included.
@@ -598,12 +472,7 @@ impl ApiKeys {
         // Quota writes to the same file far more often than keys change.
         let changed = generation != store.generation;
         if changed {
-            let (mut live, before) = (LiveKeys::default(), self.live.load());
-            let pins = pins::read(&tx)?;
-            for key in store::keys(&tx)? {
-                let pins = pins.get(&key.record.account).map_or(&[][..], Vec::as_slice);
-                live.add(key, &self.plans, pins, &before);
-            }
+            let live = LiveKeys::new(store::keys(&tx)?, &self.plans, &pins::read(&tx)?, &self.live.load());
             self.live.store(Arc::new(live));
             // Who was told that a key is none before it was read here is not made to wait for it.
             self.attempts.forgive();
@@ -612,15 +481,6 @@ impl ApiKeys {
         store.data_version = data_version;
         store.generation = generation;
         Ok(changed)
-    }
-}
-
-impl LiveKey {
-    fn note_address(&self, from: Subject) {
-        // Read first: a line of memory that is only read is shared by all processors.
-        if self.last_address.load(Ordering::Relaxed) != from.to_bits() {
-            self.last_address.store(from.to_bits(), Ordering::Relaxed);
-        }
     }
 }
 

@@ -19,6 +19,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
+use self::disk::{Disk, Local};
 use self::failed::Recorder;
 use self::protect::{Policy, Random, Secret};
 use self::queue::Queue;
@@ -27,6 +28,7 @@ use self::upload::Uploader;
 use crate::model::{Features, Identity, Inputs, ModelName, Outputs};
 
 pub(crate) mod csv;
+pub mod disk;
 mod failed;
 mod jsonl;
 mod manifest;
@@ -229,15 +231,26 @@ pub enum OpenError {
 /// # Errors
 /// When the spool's folder or the secret cannot be used.
 pub fn open(config: Config, sink: sink::Sink, random: Random<'_>, seed: u64) -> Result<(Capture, Writer), OpenError> {
+    open_on(Arc::new(Local), config, sink, random, seed)
+}
+
+/// As [`open`], with the spool on `disk`.
+fn open_on(
+    disk: Arc<dyn Disk>,
+    config: Config,
+    sink: sink::Sink,
+    random: Random<'_>,
+    seed: u64,
+) -> Result<(Capture, Writer), OpenError> {
     let mut seeds = fastrand::Rng::with_seed(seed);
     let secret = secret(&config, random)?;
     let failures = config.failed.then(|| Recorder::new(config.protect.clone(), secret.clone()));
-    let spool = Spool::open(&config, secret, seeds.u64(..));
+    let spool = Spool::open(Arc::clone(&disk), &config, secret, seeds.u64(..));
     let spool = spool.map_err(|source| OpenError::Spool { path: config.spool, source })?;
     let spool = Arc::new(Mutex::new(spool));
     let queue = Arc::new(Queue::new(config.rate, config.rates, seeds.u64(..)));
     let spooler = Spooler { queue: Arc::clone(&queue), spool: Arc::clone(&spool), under_way: None };
-    let uploader = Uploader::new(sink, config.format, spool, Arc::clone(&queue), seeds.u64(..));
+    let uploader = Uploader::new(sink, config.format, disk, spool, Arc::clone(&queue), seeds.u64(..));
     Ok((Capture(Some(Arc::new(Door { queue, failures }))), Writer { spooler, uploader }))
 }
 
@@ -352,5 +365,7 @@ async fn finished<T>(work: &mut JoinHandle<T>) -> T {
     }
 }
 
+#[cfg(test)]
+mod crashes;
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use self::baseline::{Baseline, BaselineError, Subject};
 use self::builder::Builder;
-use self::learner::Learner;
+use self::learner::{Late, Learner};
 use self::report::{Judge, Report, Source};
 use self::state::{Saved, SavedSubject, State};
 use self::window::{Counted, Layout, Window};
@@ -172,8 +172,11 @@ impl Drift {
         let Some(watched) = all.iter().find(|watched| watched.is_of(id)) else { return };
         let phase = watched.phase.load();
         phase.window.add(inputs, outputs, key);
-        if let Some(learner) = &phase.learner {
-            learner.lock().add(inputs, outputs);
+        if let Some(learner) = &phase.learner
+            && !learner.lock().add(inputs, outputs, key)
+        {
+            // Its baseline was made in this very moment.
+            watched.phase.load().window.add(inputs, outputs, key);
         }
     }
 
@@ -183,8 +186,10 @@ impl Drift {
         for watched in self.0.watched.load().iter() {
             let phase = watched.phase.load();
             phase.window.settle(now);
-            if let Some(learned) = phase.learner.as_ref().and_then(|learner| learner.lock().take()) {
-                watched.phase.store(Arc::new(phase.after(learned, &self.0.config)));
+            let Some(learner) = &phase.learner else { continue };
+            let complete = learner.lock().take();
+            if let Some(learned) = complete {
+                watched.follow(learner, phase.after(learned, &self.0.config));
             }
         }
     }
@@ -277,11 +282,22 @@ impl Watched {
         Self { id: Arc::downgrade(id), trouble, is_private, phase: ArcSwap::from_pointee(phase) }
     }
 
+    /// Goes on with `next`, the baseline that `learner` made.
+    fn follow(&self, learner: &Mutex<Learner>, next: Phase) {
+        let next = Arc::new(next);
+        self.phase.store(Arc::clone(&next));
+        // Only now: a request that finds it closed then finds the next phase.
+        for Late { inputs, outputs, key, first } in learner.lock().close() {
+            next.window.add_from(first, &inputs, &outputs, &key);
+        }
+    }
+
     /// What another process needs to go on; nothing of a version that is gone, or whose baseline may not be on the disk.
     fn saved(&self) -> Option<Saved> {
         let id = self.id.upgrade().filter(|_| !self.is_private)?;
         let phase = self.phase.load();
-        Some(Saved::of(&id, phase.learner.is_none(), phase.saved(), phase.window.saved()))
+        let learner = phase.learner.as_ref().and_then(|learner| learner.lock().saved());
+        Some(Saved::of(&id, phase.learner.is_none(), phase.saved(), phase.window.saved(), learner))
     }
 
     /// Whether this is that very identity, not merely an equal one.
@@ -334,10 +350,13 @@ impl Phase {
 
     /// As an earlier process left it, if that compared with the same baseline; else as it is.
     fn restored(self, features: &[Feature], saved: Saved, config: &Config) -> Self {
-        let Saved { is_learned, subjects, window, .. } = saved;
+        let Saved { is_learned, subjects, window, learner, .. } = saved;
         let Some(learned) = self.learned_before(features, subjects) else { return self };
-        let restored = if is_learned { self.after(learned, config) } else { self };
+        let mut restored = if is_learned { self.after(learned, config) } else { self };
         restored.window.restore(window);
+        if let (Some(ours), Some(learner)) = (&mut restored.learner, learner) {
+            ours.get_mut().restore(learner);
+        }
         restored
     }
 

@@ -52,14 +52,29 @@ use policy::{Action, Failed, View};
 /// How often versions on trial are judged, and those that were replaced are looked at until their last request has left.
 const PULSE: Duration = Duration::from_millis(500);
 
+// A version that was replaced goes within a second of its last request: when it left, a look may just have been over.
+const _: () = assert!(PULSE.as_millis() <= 500);
+
 /// The shortest pause between two polls that hints can bring about.
 const SHORTEST_POLL_PAUSE: Duration = Duration::from_secs(1);
 
 /// Outcomes that wait to be written to the registry. One more, and the oldest is left out: the history has it.
 const TAGS_WAITING: usize = 64;
 
-/// The longest pause between polls while the registry fails.
+/// The longest a registry can make us wait by asking for it.
 const LONGEST_POLL_PAUSE: Duration = Duration::from_mins(5);
+
+/// The longest pause between polls while the registry fails: how late its return is noticed.
+const LONGEST_SILENT_PAUSE: Duration = Duration::from_mins(1);
+
+/// The first pause after a silent round while a model has no version yet: registry and gateway may start together.
+const FIRST_PAUSE_WHEN_EMPTY: Duration = Duration::from_secs(1);
+
+/// How long the log rests before it tells of a registry that fell silent again.
+const SILENCE_UNTOLD: Duration = Duration::from_mins(2);
+
+/// How often the log tells of a registry that is still silent.
+const SILENCE_RETOLD: Duration = Duration::from_hours(1);
 
 /// How the control plane goes about it.
 #[derive(Clone, Debug)]
@@ -193,6 +208,8 @@ struct Followed {
     silent_since: Option<Timestamp>,
     /// What came instead of the last answer.
     silence: String,
+    /// When the log last told of that.
+    silence_told: Option<Timestamp>,
     settled_until: Option<Timestamp>,
     stance: Stance,
     wish: Option<Wish>,
@@ -484,7 +501,9 @@ impl Manager {
         match missed {
             Missed::MovedOn => self.passed_over(index, found),
             Missed::Refused(ground) => self.refuse(index, found, ground).await,
-            Missed::Failed(why) | Missed::Unknown(why) => self.fail(index, found, &why),
+            Missed::Failed(ref why) | Missed::Untried(ref why) | Missed::Unknown(ref why) => {
+                self.fail(index, found, why, missed.longest_pause());
+            }
         }
         Err(refused)
     }
@@ -585,10 +604,10 @@ impl Manager {
         self.note(index, event, found, "refused").await;
     }
 
-    fn fail(&mut self, index: usize, found: &Found, why: &str) {
+    fn fail(&mut self, index: usize, found: &Found, why: &str, longest: Duration) {
         let now = self.clock.now();
         let followed = &mut self.models[index];
-        let failed = policy::failed_again(followed.failed.take(), found, now);
+        let failed = policy::failed_again(followed.failed.take(), found, why, now, longest);
         let name = &followed.config.name;
         warn!(model.name = %name, model.version = %found.version, attempts = failed.attempts,
             "`{name}` version {} {why}; trying again at {}", found.version, failed.retry_at);
@@ -734,7 +753,8 @@ impl Manager {
                 () = stop.cancelled() => return,
             };
             silent_rounds = if round.unanswered == self.models.len() { silent_rounds + 1 } else { 0 };
-            let pause = pause_before_next(self.poll_interval, silent_rounds, round.wait, jitter.f64());
+            let is_complete = self.models.iter().all(|model| model.serving.is_some());
+            let pause = pause_before_next(self.poll_interval, silent_rounds, is_complete, round.wait, jitter.f64());
             let rest = rest(pause, Arc::clone(&self.inbox.hint), Arc::clone(&self.news), self.stays.clone());
             tokio::select! {
                 () = self.attend(rest) => {}
@@ -811,6 +831,7 @@ impl Followed {
             tally: VersionTally::default(),
             silent_since: None,
             silence: String::new(),
+            silence_told: None,
             settled_until: None,
             stance,
             wish: None,
@@ -887,7 +908,9 @@ impl Followed {
 
     /// Notes what the registry wants; says whether a version that was set aside is forgotten by that.
     fn heard(&mut self, found: &Found, now: Timestamp) -> bool {
-        if let Some(since) = self.silent_since.take() {
+        let since = self.silent_since.take();
+        // Of a silence that was not told, its end is not told either.
+        if let Some(since) = since.filter(|since| self.silence_told >= Some(*since)) {
             let name = &self.config.name;
             info!(model.name = %name, "the registry answers for `{name}` again after {} s", now.as_second() - since.as_second());
         }
@@ -896,15 +919,24 @@ impl Followed {
         self.stance.pin.is_none() && self.stance.set_aside.take_if(|mark| !mark.is(found)).is_some()
     }
 
-    /// Says once that the registry fell silent, not at every round.
+    /// Tells that the registry is silent: when it falls silent, and then once in a while, not at every round.
     fn not_heard(&mut self, error: &RegistryError, now: Timestamp) {
         self.silence = error.to_string();
-        if self.silent_since.is_none() {
-            let name = &self.config.name;
-            let meanwhile = if self.serving.is_some() { "what is served stays" } else { "nothing is served yet" };
-            warn!(model.name = %name, "no version of `{name}` from the registry: {error}; {meanwhile}");
-            self.silent_since = Some(now);
+        let since = *self.silent_since.get_or_insert(now);
+        let is_told = self.silence_told >= Some(since);
+        let rest = if is_told { SILENCE_RETOLD } else { SILENCE_UNTOLD };
+        if self.silence_told.is_some_and(|told| now < told + rest) {
+            return;
         }
+        self.silence_told = Some(now);
+        let name = &self.config.name;
+        let still =
+            if is_told { format!(" for {} min now", now.duration_since(since).as_mins()) } else { String::new() };
+        let meanwhile = self.serving.as_ref().map_or_else(
+            || "nothing is served yet".to_owned(),
+            |serving| format!("version {} stays in service", serving.found.version),
+        );
+        warn!(model.name = %name, "no version of `{name}` from the registry{still}: {error}; {meanwhile}");
     }
 
     fn trouble(&self) -> Option<String> {
@@ -916,8 +948,8 @@ impl Followed {
                 Some(format!("version {} was refused: {}", refusal.mark.version(), refusal.why))
             }
             (None, Some(failed), None) => Some(format!(
-                "version {} cannot be fetched or tried, {} attempts so far",
-                failed.found.version, failed.attempts
+                "version {} {}; attempts so far: {}, the next at {}",
+                failed.found.version, failed.why, failed.attempts, failed.retry_at
             )),
             (None, None, None) if self.silent_since.is_some() => {
                 Some(format!("the registry gives no version to serve: {}", self.silence))
@@ -927,12 +959,23 @@ impl Followed {
     }
 }
 
-/// The pause before the next round: the poll interval, doubled for each round that found the registry silent, five
-/// minutes at most, never less than the registry asked for, ±20 % so that gateways do not ask in step.
-fn pause_before_next(interval: Duration, silent_rounds: u32, asked: Option<Duration>, chance: f64) -> Duration {
-    let longest = LONGEST_POLL_PAUSE.max(interval);
-    let pause = interval.saturating_mul(1 << silent_rounds.min(10)).min(longest);
-    pause.mul_f64(0.8 + 0.4 * chance).max(asked.unwrap_or_default().min(longest))
+/// The pause before the next round: the poll interval, doubled for each round that found the registry silent up to a
+/// minute, from a second on while a model has no version; never less than the registry asked for, up to five minutes;
+/// ±20 % so that gateways do not ask in step.
+fn pause_before_next(
+    interval: Duration,
+    silent_rounds: u32,
+    is_complete: bool,
+    asked: Option<Duration>,
+    chance: f64,
+) -> Duration {
+    let doublings = silent_rounds.min(10);
+    let pause = match doublings.checked_sub(1).filter(|_| !is_complete) {
+        Some(doublings) => FIRST_PAUSE_WHEN_EMPTY.min(interval).saturating_mul(1 << doublings),
+        None => interval.saturating_mul(1 << doublings),
+    };
+    let pause = pause.min(LONGEST_SILENT_PAUSE.max(interval)).mul_f64(0.8 + 0.4 * chance);
+    pause.max(asked.unwrap_or_default().min(LONGEST_POLL_PAUSE.max(interval)))
 }
 
 fn wait_asked_for(error: &RegistryError) -> Option<Duration> {
@@ -945,12 +988,18 @@ mod tests {
 
     #[test]
     fn the_poll_slows_down_while_the_registry_is_silent_and_heeds_what_it_asks() {
-        let poll = |rounds, asked, chance| pause_before_next(Duration::from_secs(30), rounds, asked, chance).as_secs();
+        let pause = |rounds, is_complete, asked, chance| {
+            pause_before_next(Duration::from_secs(30), rounds, is_complete, asked, chance).as_secs()
+        };
+        let poll = |rounds, asked, chance| pause(rounds, true, asked, chance);
         assert_eq!(poll(0, None, 0.5), 30);
         assert_eq!(poll(0, None, 0.0), 24);
         assert_eq!(poll(0, None, 1.0), 36);
-        assert_eq!(poll(1, None, 0.5), 60);
-        assert_eq!(poll(99, None, 0.5), 300);
+        assert_eq!([1, 2, 99].map(|rounds| poll(rounds, None, 0.5)), [60, 60, 60]);
+        let until_there_is_a_version: Vec<_> = (0..9).map(|rounds| pause(rounds, false, None, 0.5)).collect();
+        assert_eq!(until_there_is_a_version, [30, 1, 2, 4, 8, 16, 32, 60, 60]);
+        let rare = pause_before_next(Duration::from_hours(1), 9, true, None, 0.5);
+        assert_eq!(rare, Duration::from_hours(1), "no rarer than was wished");
         assert_eq!(poll(0, Some(Duration::from_mins(2)), 0.5), 120);
         assert_eq!(poll(0, Some(Duration::from_hours(24)), 0.5), 300, "a registry cannot silence us for a day");
     }

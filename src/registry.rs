@@ -17,9 +17,11 @@ pub mod cache;
 pub mod directory;
 pub mod mlflow;
 pub mod mlmodel;
+mod names;
 mod path;
 mod s3;
 
+pub use names::Names;
 pub use s3::{NotAnS3Folder, S3, S3Folder};
 
 /// Which version of a registered model to serve.
@@ -166,7 +168,7 @@ pub enum Registry {
 }
 
 impl Registry {
-    /// A registry to ask; asks nothing yet. `http` must follow no redirects.
+    /// A registry to ask; asks nothing yet. `http` must follow no redirects, and resolve by [`Names`].
     #[must_use]
     pub fn new(config: Config, http: reqwest::Client) -> Self {
         match config {

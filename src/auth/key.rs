@@ -34,11 +34,17 @@ pub(super) type Id = [u8; ID_LEN];
 pub(super) fn parse(text: &str) -> Option<Id> {
     let text: &[u8; KEY_LEN] = text.as_bytes().try_into().ok()?;
     let well_formed = text.starts_with(PREFIX.as_bytes())
-        && text[ID_START..ID_END].iter().all(u8::is_ascii_alphanumeric)
+        && are_letters(&text[ID_START..ID_END])
         && text[ID_END] == b'_'
-        && text[SECRET_START..].iter().all(u8::is_ascii_alphanumeric)
+        && are_letters(&text[SECRET_START..])
         && text[CHECKSUM_START..] == checksum(&text[..CHECKSUM_START]);
     well_formed.then(|| text[ID_START..ID_END].try_into().ok())?
+}
+
+/// Whether all of `text` is letters and digits. Looks at every byte, and at none with a branch: a processor that has learnt
+/// the branches of a key that is used a lot is faster with texts that begin like it.
+fn are_letters(text: &[u8]) -> bool {
+    text.iter().fold(true, |all, byte| all & byte.is_ascii_alphanumeric())
 }
 
 /// The public id in `text`, if it is well formed: by length, prefix, alphabet and checksum, asking no store.

@@ -104,9 +104,19 @@ impl ApiKeys {
     /// What callers of each model stay on at `now`, once each: that of plans first, then that of keys, the oldest first.
     #[must_use]
     pub fn pinned(&self, now: Timestamp) -> BTreeMap<String, Vec<PinTo>> {
+        self.pinned_without(now, |_, _| false)
+    }
+
+    /// As [`pinned`](Self::pinned), without what `is_left_out` of an account's pins.
+    fn pinned_without(
+        &self,
+        now: Timestamp,
+        is_left_out: impl Fn(&KeyId, &Pin) -> bool,
+    ) -> BTreeMap<String, Vec<PinTo>> {
         let mut pinned: BTreeMap<String, Vec<PinTo>> = BTreeMap::new();
         let live = self.live.load();
-        for pin in self.plan_pins.values().flatten().chain(&live.pins).filter(|pin| now < pin.until) {
+        let of_keys = live.pins.iter().filter(|(account, pin)| !is_left_out(account, pin)).map(|(_, pin)| pin);
+        for pin in self.plan_pins.values().flatten().chain(of_keys).filter(|pin| now < pin.until) {
             let of_model = pinned.entry(pin.model.to_string()).or_default();
             if !of_model.contains(&pin.to) {
                 of_model.push(pin.to.clone());
@@ -115,8 +125,8 @@ impl ApiKeys {
         pinned
     }
 
-    /// Lets the key with this id, and those that replace it, stay on a version. `room` is how many different ones there
-    /// may be of a model.
+    /// Lets the key with this id, and those that replace it, stay on a version, in the place of the one it stayed on of that
+    /// model. `room` is how many different ones there may be of a model.
     ///
     /// # Errors
     /// When there is no such key, the date is past, there is no room, or the store cannot be written.
@@ -124,14 +134,22 @@ impl ApiKeys {
         if pin.until <= now {
             return Err(StoreError::PinIsPast(pin.until));
         }
-        let held = self.pinned(now).remove(&*pin.model).unwrap_or_default();
-        if !held.contains(&pin.to) && held.len() >= room {
-            let held = held.iter().map(PinTo::to_string).collect::<Vec<_>>().join(", ");
-            return Err(StoreError::NoRoomForPin { model: pin.model.to_string(), room, held });
+        let stored = Pin { until: lifecycle::to_millisecond(pin.until), ..pin.clone() };
+        self.change_pins(id, |tx, account| {
+            self.check_room(account, pin, room, now)?;
+            Ok(put(tx, account, &stored)?)
+        })
+    }
+
+    /// Whether what `pin` is to can be held, once `account` no longer stays on what it replaces.
+    fn check_room(&self, account: &str, pin: &Pin, room: usize, now: Timestamp) -> Result<(), StoreError> {
+        let is_replaced = |of: &KeyId, old: &Pin| **of == *account && old.model == pin.model;
+        let held = self.pinned_without(now, is_replaced).remove(&*pin.model).unwrap_or_default();
+        if held.contains(&pin.to) || held.len() < room {
+            return Ok(());
         }
-        let until = lifecycle::to_millisecond(pin.until);
-        let pin = Pin { until, ..pin.clone() };
-        self.change_pins(id, |tx, account| put(tx, account, &pin))
+        let held = held.iter().map(PinTo::to_string).collect::<Vec<_>>().join(", ");
+        Err(StoreError::NoRoomForPin { model: pin.model.to_string(), room, held })
     }
 
     /// Lets the key with this id go the way of all callers of `model` again.
@@ -150,7 +168,7 @@ impl ApiKeys {
     fn change_pins(
         &self,
         id: &str,
-        mut change: impl FnMut(&Transaction<'_>, &str) -> rusqlite::Result<usize>,
+        mut change: impl FnMut(&Transaction<'_>, &str) -> Result<usize, StoreError>,
     ) -> Result<KeyRecord, StoreError> {
         self.edit(|edit| {
             let record = lifecycle::find(edit, id)?;
@@ -275,11 +293,39 @@ mod tests {
         keys.pin(&record.id, &Pin { until: Timestamp::MAX, ..pin("sum", "version:3", 0) }, 1, at(0)).unwrap();
         let again = keys.pin(&record.id, &pin("sum", "version:3", 12), 1, at(0));
         assert!(again.is_ok(), "the same version takes no more room");
-        let one_more = keys.pin(&record.id, &pin("sum", "version:4", 10), 1, at(0));
+        let (second, _) = keys.create("b", "basic", None, at(0), &mut getrandom::fill).unwrap();
+        let one_more = keys.pin(&second.id, &pin("sum", "version:4", 10), 1, at(0));
         assert!(matches!(one_more, Err(StoreError::NoRoomForPin { .. })), "{one_more:?}");
         assert!(matches!(keys.pin(&record.id, &pin("sum", "version:3", 1), 1, at(1)), Err(StoreError::PinIsPast(_))));
         assert!(matches!(keys.pin("nobody", &pin("sum", "version:3", 9), 1, at(1)), Err(StoreError::NoSuchKey(_))));
         keys.revoke(&record.id, at(1)).unwrap();
         assert!(keys.pinned(at(1)).is_empty(), "nobody shows a revoked key");
+    }
+
+    #[test]
+    fn a_pin_takes_the_place_of_the_callers_own_and_of_nobody_elses() {
+        let folder = tempfile::tempdir().unwrap();
+        let keys = open(folder.path());
+        let create = |name| keys.create(name, "basic", None, at(0), &mut getrandom::fill).unwrap().0.id;
+        let (one, other) = (create("one"), create("other"));
+        let stay = |id: &str, model, to| keys.pin(id, &pin(model, to, 10), 2, at(0));
+        let held = |model| keys.pinned(at(1)).remove(model).unwrap_or_default();
+        let to = |text: &str| text.parse::<PinTo>().unwrap();
+        stay(&one, "sum", "version:1").unwrap();
+        stay(&other, "sum", "version:2").unwrap();
+        stay(&one, "sum", "version:3").unwrap();
+        assert_eq!(held("sum"), [to("version:3"), to("version:2")]);
+        stay(&one, "sum", "version:2").unwrap();
+        assert_eq!(held("sum"), [to("version:2")]);
+        // Two stay on version 2 now: if one leaves it, it is still held.
+        let (third, fourth) = (create("third"), create("fourth"));
+        stay(&third, "sum", "version:4").unwrap();
+        let no_room = stay(&one, "sum", "version:5");
+        assert!(matches!(no_room, Err(StoreError::NoRoomForPin { .. })), "{no_room:?}");
+        assert!(stay(&fourth, "sum", "version:5").is_err(), "a caller who stays on nothing replaces nothing");
+        // What a caller stays on of one model makes no room for another.
+        stay(&third, "churn", "version:7").unwrap();
+        stay(&fourth, "churn", "version:8").unwrap();
+        assert!(stay(&one, "churn", "version:9").is_err());
     }
 }

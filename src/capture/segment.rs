@@ -22,9 +22,11 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use sha2::{Digest as _, Sha256};
+
 use crate::model::features::Feature;
 use crate::model::signature::Kind;
-use crate::model::{Cell, ModelName, Prediction, Value};
+use crate::model::{Cell, Digest, ModelName, Prediction, Value};
 
 use super::Record;
 use super::protect::{Policy, Protection, Secret};
@@ -297,6 +299,17 @@ pub fn read(bytes: &[u8]) -> Option<Contents> {
     Some(Contents { header, samples })
 }
 
+/// SHA-256 of what is whole in a segment: of all of it, unless it was damaged or its end was never accepted. `None` when
+/// its header is damaged.
+#[must_use]
+pub fn digest(bytes: &[u8]) -> Option<Digest> {
+    let (header, length) = Header::decode(bytes)?;
+    let mut digest = Sha256::new_with_prefix(&bytes[..length]);
+    let whole = Frames::new(&bytes[length..], header.id).filter(|frame| frame.body.is_some());
+    whole.for_each(|frame| digest.update(frame.bytes));
+    Some(Digest(digest.finalize().into()))
+}
+
 /// Counts the rows of a segment. With a damaged header the frames are told by `id`, and all count as damaged.
 #[must_use]
 pub fn survey(bytes: &[u8], id: u64) -> Survey {
@@ -324,6 +337,8 @@ impl Contents {
 
 /// A frame whose head is whole.
 struct Frame<'a> {
+    /// All of it.
+    bytes: &'a [u8],
     before: u64,
     rows: u32,
     /// `None` when the body is damaged or cut off.
@@ -354,8 +369,9 @@ impl<'a> Frames<'a> {
         let body = after.take(length).zip(after.u32());
         // A cut body is the end of the segment; behind a damaged one the next frame stands where it should.
         let after = if body.is_some() { after } else { Cursor(&[]) };
+        let bytes = &self.rest.0[..self.rest.0.len() - after.0.len()];
         let body = body.filter(|(body, sum)| *sum == salted_sum(self.id, body)).map(|(body, _)| body);
-        Some((Frame { before, rows, body }, after))
+        Some((Frame { bytes, before, rows, body }, after))
     }
 }
 

@@ -4,9 +4,9 @@
 //! this very object was put before, by a process that did not live to note it: that is a success.
 
 use std::error::Error;
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_s3::Client;
@@ -15,6 +15,8 @@ use aws_sdk_s3::primitives::ByteStream;
 use bytes::Bytes;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
+
+use super::disk::{Access, Disk, EntryKind, Local, make_folders};
 
 /// Where objects go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +45,14 @@ pub enum Sink {
         prefix: String,
     },
     /// A directory.
-    Directory(PathBuf),
+    Directory(Directory),
+}
+
+/// A folder of objects.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    folder: PathBuf,
+    disk: Arc<dyn Disk>,
 }
 
 /// Why an object could not be put.
@@ -78,6 +87,12 @@ const PUT_TIMEOUT: Duration = Duration::from_mins(2);
 const CONFLICT_TRIES: u32 = 3;
 
 impl Sink {
+    /// A folder on this machine.
+    #[must_use]
+    pub fn directory(folder: impl Into<PathBuf>) -> Self {
+        Self::Directory(Directory::new(folder.into(), Arc::new(Local)))
+    }
+
     /// Puts `body` at `key`, unless there is an object already.
     ///
     /// # Errors
@@ -88,7 +103,7 @@ impl Sink {
                 Self::S3 { client, bucket, prefix } => {
                     put_s3(client, bucket, &prefixed(prefix, key), body.into()).await
                 }
-                Self::Directory(folder) => put_file(folder.join(key), body).await,
+                Self::Directory(directory) => put_file(directory.clone(), key.to_owned(), body).await,
             }
         };
         timeout(PUT_TIMEOUT, put)
@@ -105,11 +120,11 @@ impl Sink {
     pub async fn list(&self, within: &str) -> Result<Vec<String>, ReadError> {
         match self {
             Self::S3 { client, bucket, prefix } => list_s3(client, bucket, prefix, within).await,
-            Self::Directory(folder) => {
-                let (folder, within) = (folder.clone(), within.to_owned());
+            Self::Directory(directory) => {
+                let (directory, within) = (directory.clone(), within.to_owned());
                 blocking_read(move || {
                     let mut keys = Vec::new();
-                    list_folder(&folder, "", &mut keys)?;
+                    directory.list(&directory.folder, "", &mut keys)?;
                     keys.retain(|key| key.starts_with(&within));
                     Ok(keys)
                 })
@@ -125,14 +140,62 @@ impl Sink {
     pub async fn get(&self, key: &str) -> Result<Bytes, ReadError> {
         match self {
             Self::S3 { client, bucket, prefix } => get_s3(client, bucket, &prefixed(prefix, key)).await,
-            Self::Directory(folder) => {
-                let path = folder.join(key);
-                if fs::metadata(&path).is_ok_and(|file| file.len() > OBJECT_MAX_BYTES) {
-                    return Err(ReadError::TooLarge(key.to_owned()));
-                }
-                blocking_read(move || fs::read(path).map(Bytes::from)).await
+            Self::Directory(directory) => {
+                let (directory, path) = (directory.clone(), directory.folder.join(key));
+                let object = blocking_read(move || directory.get(&path)).await?;
+                object.ok_or_else(|| ReadError::TooLarge(key.to_owned()))
             }
         }
+    }
+}
+
+impl Directory {
+    /// A folder on `disk`.
+    #[must_use]
+    pub fn new(folder: PathBuf, disk: Arc<dyn Disk>) -> Self {
+        Self { folder, disk }
+    }
+
+    /// The files below `folder`, by their path from there.
+    fn list(&self, folder: &Path, above: &str, keys: &mut Vec<String>) -> io::Result<()> {
+        for entry in self.disk.list(folder)? {
+            let Ok(name) = entry.name.into_string() else { continue };
+            let key = if above.is_empty() { name.clone() } else { format!("{above}/{name}") };
+            if entry.kind == EntryKind::Folder {
+                self.list(&folder.join(name), &key, keys)?;
+            } else {
+                keys.push(key);
+            }
+        }
+        Ok(())
+    }
+
+    /// The object, unless it is too large.
+    fn get(&self, path: &Path) -> io::Result<Option<Bytes>> {
+        if self.disk.size(path)?.is_some_and(|bytes| bytes > OBJECT_MAX_BYTES) {
+            return Ok(None);
+        }
+        self.disk.read(path, OBJECT_MAX_BYTES).map(|object| Some(object.into()))
+    }
+
+    /// Readers see the whole file or none: it is written beside its place, under a name that data tools skip and that
+    /// the next try takes again.
+    fn put(&self, key: &str, body: &[u8]) -> io::Result<()> {
+        let (disk, path) = (&*self.disk, self.folder.join(key));
+        let folder = path.parent().ok_or(io::ErrorKind::InvalidFilename)?;
+        if disk.size(&path)?.is_some() {
+            // Whoever put it may have been killed before this line.
+            return disk.sync_folder(folder);
+        }
+        make_folders(disk, folder, Access::Anyone)?;
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+        let beside = folder.join(format!(".{}.partial", name.display()));
+        disk.remove(&beside)?;
+        let mut file = disk.create(&beside, Access::Anyone)?;
+        file.append(body)?;
+        file.sync()?;
+        disk.rename(&beside, &path)?;
+        disk.sync_folder(folder)
     }
 }
 
@@ -156,21 +219,6 @@ async fn get_s3(client: &Client, bucket: &str, key: &str) -> Result<Bytes, ReadE
     }
     let body = object.body.collect().await.map_err(|error| ReadError::Unavailable(chain(&error)))?;
     Ok(body.into_bytes())
-}
-
-/// The files below `folder`, by their path from there.
-fn list_folder(folder: &Path, above: &str, keys: &mut Vec<String>) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let Ok(name) = entry.file_name().into_string() else { continue };
-        let key = if above.is_empty() { name } else { format!("{above}/{name}") };
-        if entry.file_type()?.is_dir() {
-            list_folder(&entry.path(), &key, keys)?;
-        } else {
-            keys.push(key);
-        }
-    }
-    Ok(())
 }
 
 async fn blocking_read<T: Send + 'static>(
@@ -235,46 +283,10 @@ fn chain(error: &dyn Error) -> String {
     text
 }
 
-async fn put_file(path: PathBuf, body: Vec<u8>) -> Result<(), PutError> {
-    let done = spawn_blocking(move || create_file(&path, &body)).await.unwrap_or_else(|error| Err(error.into()));
+async fn put_file(directory: Directory, key: String, body: Vec<u8>) -> Result<(), PutError> {
+    let done = spawn_blocking(move || directory.put(&key, &body)).await.unwrap_or_else(|error| Err(error.into()));
     done.map_err(|error| match error.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => PutError::Denied(error.to_string()),
         _ => PutError::Unavailable(error.to_string()),
     })
-}
-
-/// Readers see the whole file or none: it is written beside its place, under a name that data tools skip and that the
-/// next try takes again.
-fn create_file(path: &Path, body: &[u8]) -> io::Result<()> {
-    let folder = path.parent().ok_or(io::ErrorKind::InvalidFilename)?;
-    if path.try_exists()? {
-        // Whoever put it may have been killed before this line.
-        return sync_folder(folder);
-    }
-    create_folder(folder)?;
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
-    let beside = folder.join(format!(".{}.partial", name.display()));
-    let mut file = File::create(&beside)?;
-    file.write_all(body)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    sync_folder(folder)
-}
-
-/// Makes a folder and those above it, each durable.
-fn create_folder(folder: &Path) -> io::Result<()> {
-    if folder.as_os_str().is_empty() || folder.is_dir() {
-        return Ok(());
-    }
-    let above = folder.parent().unwrap_or(Path::new(""));
-    create_folder(above)?;
-    match fs::create_dir(folder) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => sync_folder(above),
-    }
-}
-
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    File::open(folder)?.sync_all()
 }

@@ -9,9 +9,7 @@
 //! then forget it: the segment is cut to what was accepted and closed, and the batch goes to another. If that fails too
 //! the batch is lost, and counted.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +17,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tracing::{error, info, warn};
 
+use super::disk::{Access, Disk, EntryKind, Held, NewFile, make_folders};
 use super::protect::{Policy, Secret};
 use super::segment::{Header, Schema};
 use super::{Config, Record};
@@ -44,12 +43,13 @@ pub struct Spool {
     protect: Policy,
     flush_rows: u64,
     flush_age: Duration,
-    _lock: Lock,
+    _lock: Box<dyn Held>,
 }
 
 /// The folder's files as a whole, and those that are closed.
 #[derive(Debug)]
 struct Files {
+    disk: Arc<dyn Disk>,
     folder: PathBuf,
     closed: Vec<Closed>,
     /// Bytes of all segments, open and closed.
@@ -77,7 +77,7 @@ struct Open {
 /// What is accepted of an open segment.
 #[derive(Debug)]
 struct OpenFile {
-    file: File,
+    file: Box<dyn NewFile>,
     path: PathBuf,
     bytes: u64,
     rows: u64,
@@ -92,31 +92,6 @@ pub struct Closed {
     pub bytes: u64,
     /// The rows in it; `None` when an earlier process left it and nobody has read it yet.
     pub rows: Option<u64>,
-}
-
-/// Keeps other processes out. The kernel gives it back when this one ends, however it ends.
-#[derive(Debug)]
-struct Lock(File);
-
-impl Lock {
-    fn take(folder: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(folder.join("lock"))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self(file)),
-            Err(TryLockError::WouldBlock) => Err(io::Error::new(
-                io::ErrorKind::ResourceBusy,
-                "another gateway uses it; give each its own `data_dir`",
-            )),
-            Err(TryLockError::Error(error)) => Err(error),
-        }
-    }
-}
-
-impl Drop for Lock {
-    /// Closing the file would not do: a child process that was forked just now shares it until its own program starts.
-    fn drop(&mut self) {
-        _ = self.0.unlock();
-    }
 }
 
 /// What became of a batch, in rows.
@@ -144,14 +119,16 @@ impl Spool {
     ///
     /// # Errors
     /// When the folder cannot be used, or another process uses it.
-    pub fn open(config: &Config, secret: Option<Secret>, seed: u64) -> io::Result<Self> {
+    pub fn open(disk: Arc<dyn Disk>, config: &Config, secret: Option<Secret>, seed: u64) -> io::Result<Self> {
         let folder = config.spool.clone();
-        make_private(&folder)?;
-        let lock = Lock::take(&folder)?;
-        let closed = left_over(&folder)?;
+        // For its owner only: samples are other people's data.
+        make_folders(&*disk, &folder, Access::Owner)?;
+        let lock = lock(&*disk, &folder)?;
+        let closed = left_over(&*disk, &folder)?;
         let used = closed.iter().map(|segment| segment.bytes).sum();
         Ok(Self {
             files: Files {
+                disk,
                 folder,
                 closed,
                 used,
@@ -222,9 +199,9 @@ impl Spool {
     /// # Errors
     /// When the file cannot be deleted. Its entry stays.
     pub fn remove(&mut self, path: &Path) -> io::Result<Option<Closed>> {
-        delete(path)?;
+        self.files.disk.remove(path)?;
         // Without this a loss of power may bring the file back, and its object be sent once more: no harm.
-        _ = sync_folder(&self.files.folder);
+        _ = self.files.disk.sync_folder(&self.files.folder);
         Ok(self.forget(path))
     }
 
@@ -304,10 +281,10 @@ impl Open {
             Some(file) => file,
             none => none.insert(files.create(self.since, self.header.id)?),
         };
-        write(&mut file.file, &bytes)?;
-        sync(&file.file)?;
+        file.file.append(&bytes)?;
+        file.file.sync()?;
         if is_new {
-            sync_folder(&files.folder)?;
+            files.disk.sync_folder(&files.folder)?;
         }
         file.bytes += bytes.len() as u64;
         file.rows += appended.accepted;
@@ -342,9 +319,9 @@ impl Open {
         let Some(file) = self.file.take() else { return };
         // Best effort: whatever stays behind the accepted end is at worst delivered a second time after a crash.
         if file.bytes == 0 {
-            _ = fs::remove_file(&file.path);
+            _ = files.disk.remove(&file.path);
         } else {
-            _ = file.file.set_len(file.bytes);
+            _ = file.file.cut(file.bytes).and_then(|()| file.file.sync());
             files.closed.push(file.into_closed());
         }
     }
@@ -381,7 +358,7 @@ impl Files {
     fn create(&self, since: Timestamp, id: u64) -> io::Result<OpenFile> {
         let millis = since.as_millisecond().max(0);
         let path = self.folder.join(format!("{millis:014}-{id:016x}{SUFFIX}"));
-        Ok(OpenFile { file: create(&path)?, path, bytes: 0, rows: 0 })
+        Ok(OpenFile { file: self.disk.create(&path, Access::Owner)?, path, bytes: 0, rows: 0 })
     }
 
     /// Logs when the disk has become full, or has room again.
@@ -411,70 +388,26 @@ pub fn id_in_name(path: &Path) -> Option<u64> {
 ///
 /// # Errors
 /// When the file is gone or cannot be read.
-pub fn read(segment: &Closed) -> io::Result<Vec<u8>> {
-    let length = segment.bytes.min(READ_MAX_BYTES);
-    // Ahead of reading, because a buffer that grows is as large again.
-    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
-    File::open(&segment.path)?.take(length).read_to_end(&mut bytes)?;
-    Ok(bytes)
+pub fn read(disk: &dyn Disk, segment: &Closed) -> io::Result<Vec<u8>> {
+    disk.read(&segment.path, segment.bytes.min(READ_MAX_BYTES))
 }
 
-/// The folder, for its owner only: samples are other people's data.
-fn make_private(folder: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    match folder.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => sync_folder(parent),
-        _ => Ok(()),
-    }
+fn lock(disk: &dyn Disk, folder: &Path) -> io::Result<Box<dyn Held>> {
+    disk.lock(&folder.join("lock")).map_err(|error| match error.kind() {
+        busy @ io::ErrorKind::ResourceBusy => {
+            io::Error::new(busy, "another gateway uses it; give each its own `data_dir`")
+        }
+        _ => error,
+    })
 }
 
 /// Segments of an earlier process, the oldest first.
-fn left_over(folder: &Path) -> io::Result<Vec<Closed>> {
-    let mut segments = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let metadata = entry.metadata()?;
-        if metadata.is_file() && entry.file_name().as_encoded_bytes().ends_with(SUFFIX.as_bytes()) {
-            segments.push(Closed { path: entry.path().into(), bytes: metadata.len(), rows: None });
-        }
-    }
-    segments.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-    Ok(segments)
-}
-
-// Every call that changes the disk passes one of these, so that tests can make any of them fail.
-
-fn create(path: &Path) -> io::Result<File> {
-    #[cfg(test)]
-    tests::faults::point()?;
-    OpenOptions::new().create_new(true).append(true).mode(0o600).open(path)
-}
-
-fn write(file: &mut File, bytes: &[u8]) -> io::Result<()> {
-    #[cfg(test)]
-    tests::faults::point()?;
-    file.write_all(bytes)
-}
-
-fn sync(file: &File) -> io::Result<()> {
-    #[cfg(test)]
-    tests::faults::point()?;
-    file.sync_data()
-}
-
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    #[cfg(test)]
-    tests::faults::point()?;
-    File::open(folder)?.sync_all()
-}
-
-fn delete(path: &Path) -> io::Result<()> {
-    #[cfg(test)]
-    tests::faults::point()?;
-    match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        done => done,
-    }
+fn left_over(disk: &dyn Disk, folder: &Path) -> io::Result<Vec<Closed>> {
+    let mut entries = disk.list(folder)?;
+    entries.retain(|entry| entry.kind == EntryKind::File && entry.name.as_encoded_bytes().ends_with(SUFFIX.as_bytes()));
+    entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    let closed = entries.into_iter();
+    Ok(closed.map(|entry| Closed { path: folder.join(entry.name).into(), bytes: entry.bytes, rows: None }).collect())
 }
 
 #[cfg(test)]

@@ -79,7 +79,7 @@ fn name() -> ModelName {
 fn offered(rate: f64, seed: u64) -> Counts {
     let folder = tempfile::tempdir().unwrap();
     let config = Config { rate: SamplingRate::new(rate).unwrap(), ..config(folder.path()) };
-    let (capture, _writer) = open(config, Sink::Directory(folder.path().into()), &mut getrandom::fill, seed).unwrap();
+    let (capture, _writer) = open(config, Sink::directory(folder.path()), &mut getrandom::fill, seed).unwrap();
     let record = version(3).record("r", 1, "Doctor", noon());
     for _ in 0..4000 {
         capture.offer(&name(), 1, || record.clone());
@@ -101,7 +101,7 @@ fn a_model_may_have_a_rate_of_its_own() {
     let folder = tempfile::tempdir().unwrap();
     let rates = [(name(), SamplingRate::ALL)].into();
     let config = Config { rate: SamplingRate::new(0.0).unwrap(), rates, ..config(folder.path()) };
-    let sink = Sink::Directory(folder.path().into());
+    let sink = Sink::directory(folder.path());
     let (capture, _writer) = open(config, sink, &mut getrandom::fill, 1).unwrap();
     capture.offer(&name(), 1, || version(3).record("r", 1, "Doctor", noon()));
     capture.offer(&"other".parse().unwrap(), 1, || unreachable!("its rate is none"));
@@ -119,7 +119,7 @@ fn nothing_is_built_for_a_capture_that_is_off() {
 fn check_bound(times: u64, rows: usize, job: &str, taken: u64) {
     let folder = tempfile::tempdir().unwrap();
     let (capture, _writer) =
-        open(config(folder.path()), Sink::Directory(folder.path().into()), &mut getrandom::fill, 1).unwrap();
+        open(config(folder.path()), Sink::directory(folder.path()), &mut getrandom::fill, 1).unwrap();
     let record = version(3).record("r", rows, job, noon());
     for _ in 0..times {
         capture.offer(&name(), rows, || record.clone());
@@ -149,7 +149,7 @@ fn the_queue_is_bounded_in_bytes() {
 fn no_record_is_built_where_there_is_no_room() {
     let folder = tempfile::tempdir().unwrap();
     let (capture, _writer) =
-        open(config(folder.path()), Sink::Directory(folder.path().into()), &mut getrandom::fill, 1).unwrap();
+        open(config(folder.path()), Sink::directory(folder.path()), &mut getrandom::fill, 1).unwrap();
     let built = Flag::new(false);
     capture.offer(&name(), 100_000, || {
         built.set(true);
@@ -163,7 +163,7 @@ fn no_record_is_built_where_there_is_no_room() {
 async fn the_queue_ends_with_the_last_capture() {
     let folder = tempfile::tempdir().unwrap();
     let (capture, mut writer) =
-        open(config(folder.path()), Sink::Directory(folder.path().into()), &mut getrandom::fill, 1).unwrap();
+        open(config(folder.path()), Sink::directory(folder.path()), &mut getrandom::fill, 1).unwrap();
     let twin = capture.clone();
     drop(capture);
     twin.offer(&name(), 2, || version(3).record("r", 2, "Doctor", noon()));
@@ -178,7 +178,7 @@ async fn the_queue_ends_with_the_last_capture() {
 async fn a_writer_that_waits_is_woken_by_an_offer_and_by_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let (capture, mut writer) =
-        open(config(folder.path()), Sink::Directory(folder.path().into()), &mut getrandom::fill, 1).unwrap();
+        open(config(folder.path()), Sink::directory(folder.path()), &mut getrandom::fill, 1).unwrap();
     let offer = async {
         tokio::task::yield_now().await;
         capture.offer(&name(), 1, || version(3).record("r", 1, "Doctor", noon()));
@@ -195,7 +195,7 @@ async fn a_writer_that_waits_is_woken_by_an_offer_and_by_the_end() {
 async fn what_a_step_that_was_dropped_has_spooled_the_next_one_says() {
     let folder = tempfile::tempdir().unwrap();
     let (capture, mut writer) =
-        open(config(folder.path()), Sink::Directory(folder.path().into()), &mut getrandom::fill, 1).unwrap();
+        open(config(folder.path()), Sink::directory(folder.path()), &mut getrandom::fill, 1).unwrap();
     capture.offer(&name(), 1, || version(3).record("r", 1, "Doctor", noon()));
     let spool = Arc::clone(&writer.spooler.spool);
     let busy = spool.lock();

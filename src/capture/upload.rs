@@ -1,9 +1,9 @@
 //! From closed segments to objects: what to send, when to try again, what to delete.
 //!
-//! A segment is deleted only after the sink has confirmed its object. A crash in between sends the same bytes under the
+//! A segment is deleted only after the sink has confirmed its object. A crash in between sends the same rows under the
 //! same key again, which the sink then already has. Rows come twice only if a segment was damaged on the disk in just
-//! that moment, or if the disk failed a write and the gateway was killed before it could cut the segment: its last batch
-//! then stands in two.
+//! that moment, or if the disk failed a write and the gateway could not cut the segment: its last batch then stands in
+//! two.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex as Turn;
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
 use crate::model::Digest;
 
+use super::disk::Disk;
 use super::manifest::{Ledger, Listed};
 use super::queue::Queue;
 use super::segment::{self, Header, Schema, ValueKind};
@@ -35,6 +35,7 @@ const BACKOFF_LAST: Duration = Duration::from_mins(5);
 pub(super) struct Uploader {
     sink: Sink,
     format: Format,
+    disk: Arc<dyn Disk>,
     spool: Arc<Mutex<Spool>>,
     queue: Arc<Queue>,
     health: Health,
@@ -83,9 +84,16 @@ enum Unusable {
 }
 
 impl Uploader {
-    pub(super) fn new(sink: Sink, format: Format, spool: Arc<Mutex<Spool>>, queue: Arc<Queue>, seed: u64) -> Self {
+    pub(super) fn new(
+        sink: Sink,
+        format: Format,
+        disk: Arc<dyn Disk>,
+        spool: Arc<Mutex<Spool>>,
+        queue: Arc<Queue>,
+        seed: u64,
+    ) -> Self {
         let ledger = Mutex::new(Ledger::new(seed));
-        Self { sink, format, spool, queue, health: Health::new(seed), ledger, conversion: Turn::default() }
+        Self { sink, format, disk, spool, queue, health: Health::new(seed), ledger, conversion: Turn::default() }
     }
 
     /// Closes what is due and sends what is closed. May be dropped half-way: what is not settled is sent again.
@@ -112,10 +120,13 @@ impl Uploader {
     /// Counts what an earlier process left in a segment.
     async fn recover(&self, segment: Closed) {
         let survey = {
-            let segment = segment.clone();
+            let (disk, segment) = (Arc::clone(&self.disk), segment.clone());
             blocking(move || {
                 let id = spool::id_in_name(&segment.path).unwrap_or_default();
-                spool::read(&segment).map(|bytes| segment::survey(&bytes, id))
+                // What was written and never synced may be in it. It is kept, so that a loss of power, which may bring
+                // the file back, brings back these very rows.
+                _ = disk.sync(&segment.path);
+                spool::read(&*disk, &segment).map(|bytes| segment::survey(&bytes, id))
             })
         };
         let survey = match survey.await {
@@ -175,9 +186,9 @@ impl Uploader {
 
     /// Reads a segment and makes its object.
     async fn prepare(&self, segment: &Closed) -> Result<Object, Unusable> {
-        let (segment, format) = (segment.clone(), self.format);
+        let (disk, segment, format) = (Arc::clone(&self.disk), segment.clone(), self.format);
         let _turn = self.conversion.lock().await;
-        let object = spawn_blocking(move || object_of(spool::read(&segment)?, format));
+        let object = spawn_blocking(move || object_of(spool::read(&*disk, &segment)?, format));
         object.await.unwrap_or(Err(Unusable::Panicked))
     }
 
@@ -253,7 +264,8 @@ fn object_of(bytes: Vec<u8>, format: Format) -> Result<Object, Unusable> {
     if contents.samples.is_empty() {
         return Err(Unusable::Damaged);
     }
-    let key = object_key(&contents.header, &bytes, format).ok_or(Unusable::Damaged)?;
+    let digest = segment::digest(&bytes).ok_or(Unusable::Damaged)?;
+    let key = object_key(&contents.header, digest, format).ok_or(Unusable::Damaged)?;
     drop(bytes); // not held beside the object
     let body = match format {
         Format::Parquet => parquet::encode(&contents)?,
@@ -265,10 +277,11 @@ fn object_of(bytes: Vec<u8>, format: Format) -> Result<Object, Unusable> {
 
 /// `model=<name>/version=<version>/date=<YYYY-MM-DD>/hour=<HH>/<digest>.parquet`, by the hour of the samples; or
 /// `<name>/<version>/<YYYY>/<MM>/<DD>/<HH>/<digest>.jsonl`, where SageMaker's tools look for an endpoint and its variant.
-/// The digest is half a SHA-256 of the segment, so that the same segment always has the same key.
-fn object_key(header: &Header, segment: &[u8], format: Format) -> Option<String> {
+/// The digest is half of the segment's, so that the same segment always has the same key, also if a loss of power brought
+/// it back with something behind what was accepted.
+fn object_key(header: &Header, digest: Digest, format: Format) -> Option<String> {
     let hour = Timestamp::from_second(header.hour.checked_mul(3600)?).ok()?;
-    let mut name = Digest(Sha256::digest(segment).into()).hex();
+    let mut name = digest.hex();
     name.truncate(32);
     let Schema { model, version, .. } = &header.schema;
     let partition = hour.strftime("date=%Y-%m-%d/hour=%H");

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
+use serde::{Deserialize, Serialize};
 
 use super::axis::{Axis, BINS_MAX, CATEGORY_MAX_BYTES, MISSING};
 use super::baseline::Subject;
@@ -15,13 +16,14 @@ use super::baseline::Subject;
 const TEXTS_MAX: usize = 10_000;
 
 /// What has been seen of one feature, or of the predictions. Holds every number that was added: who adds limits how many.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Builder {
     missing: u64,
     values: Values,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 enum Values {
     #[default]
     None,
@@ -68,6 +70,28 @@ impl Builder {
         } else {
             *others += 1;
         }
+    }
+
+    /// Whether it was made for texts.
+    pub(super) fn is_of_texts(&self) -> bool {
+        matches!(self.values, Values::Texts { .. })
+    }
+
+    /// How many values it holds.
+    pub(super) fn len(&self) -> usize {
+        match &self.values {
+            Values::None => 0,
+            Values::Numbers(numbers) => numbers.len(),
+            Values::Texts { counts, .. } => counts.len(),
+        }
+    }
+
+    /// The same, in an order that does not tell which values came together in a row.
+    pub(super) fn sorted(mut self) -> Self {
+        if let Values::Numbers(numbers) = &mut self.values {
+            numbers.sort_unstable_by(f64::total_cmp);
+        }
+        self
     }
 
     /// What was seen, in `bins` bins at most. Nothing, if no value was.

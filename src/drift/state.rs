@@ -1,4 +1,4 @@
-//! What is kept over a restart: the windows, and the baselines that were made of live rows.
+//! What is kept over a restart: the windows, and the baselines that were made of live rows or are being made.
 //!
 //! One file of two lines. The first is `modelgate-drift 1` and the CRC-32 of the second, in hexadecimal digits; the second
 //! is JSON, a list of [`Saved`]. It is written beside its place and renamed, so that there is a whole one at any time. A
@@ -14,12 +14,14 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::baseline::{Subject, WrittenSubject};
+use super::learner::SavedLearner;
 use crate::model::Identity;
 
 /// Before the sum in the first line: what the file is, and the version of its form.
 const MAGIC: &str = "modelgate-drift 1 ";
 
-/// No larger file is read: the versions in memory are few, and one of a thousand features takes 3 MB.
+/// No larger file is read: the versions in memory are few, and one of a thousand features takes 3 MB. While a baseline is
+/// being made a version may take 20 MB.
 const MAX_BYTES: u64 = 64 << 20;
 
 /// Versions that are kept although nobody has watched them since the start, at most: those that may be rolled back to.
@@ -46,6 +48,9 @@ pub(super) struct Saved {
     pub(super) subjects: Vec<Option<SavedSubject>>,
     /// What was counted.
     pub(super) window: SavedWindow,
+    /// What has been learned of a baseline that is still being made.
+    #[serde(default)]
+    pub(super) learner: Option<SavedLearner>,
 }
 
 /// A part of a baseline, and whether it was made of live rows.
@@ -70,9 +75,10 @@ impl Saved {
         is_learned: bool,
         subjects: Vec<Option<SavedSubject>>,
         window: SavedWindow,
+        learner: Option<SavedLearner>,
     ) -> Self {
         let (model, version, digest) = name_of(id);
-        Self { model, version, digest, is_learned, subjects, window }
+        Self { model, version, digest, is_learned, subjects, window, learner }
     }
 
     fn is_of(&self, id: &Identity) -> bool {
@@ -161,6 +167,16 @@ fn text_of(all: &[Saved]) -> String {
     format!("{MAGIC}{}\n{body}", sum_of(&body))
 }
 
+/// Without what has been learned so far if that makes it too large.
+fn text_that_can_be_read(all: &[Saved]) -> String {
+    let text = text_of(all);
+    if text.len() as u64 <= MAX_BYTES {
+        return text;
+    }
+    let all: Vec<_> = all.iter().map(|saved| Saved { learner: None, ..saved.clone() }).collect();
+    text_of(&all)
+}
+
 fn sum_of(body: &str) -> String {
     format!("{:08x}", crc32fast::hash(body.as_bytes()))
 }
@@ -170,7 +186,7 @@ fn write(file: &Path, all: &[Saved]) -> io::Result<()> {
     // For the owner only: categories are other people's data.
     let mut options = OpenOptions::new();
     let mut opened = options.create(true).truncate(true).write(true).mode(0o600).open(&partial)?;
-    opened.write_all(text_of(all).as_bytes())?;
+    opened.write_all(text_that_can_be_read(all).as_bytes())?;
     opened.sync_all()?;
     fs::rename(&partial, file)?;
     match file.parent() {
@@ -203,6 +219,7 @@ mod tests {
             true,
             subjects,
             SavedWindow { slot_millis: 300_000, slots: vec![(7, vec![1, 2])] },
+            None,
         )
     }
 

@@ -1,8 +1,12 @@
 //! SageMaker Model Monitor's `statistics.json` as a baseline: its ten buckets are bins.
+//!
+//! Containers of one's own write the file too, and people by hand: what is not there is not needed, and a feature whose
+//! distribution cannot be used is as one without.
 
 use std::sync::Arc;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::axis::{BINS_MAX, CATEGORY_MAX_BYTES};
 use super::baseline::{Baseline, Subject};
@@ -15,7 +19,7 @@ struct File {
 
 #[derive(Deserialize)]
 struct Dataset {
-    item_count: f64,
+    item_count: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -25,15 +29,16 @@ struct Feature {
     string_statistics: Option<Strings>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Common {
     num_present: f64,
-    #[serde(default)]
     num_missing: f64,
 }
 
 #[derive(Deserialize)]
 struct Numerical {
+    #[serde(default)]
     common: Common,
     distribution: Option<Distribution>,
 }
@@ -50,13 +55,22 @@ struct Buckets<T> {
 
 #[derive(Deserialize)]
 struct Bucket {
-    lower_bound: f64,
-    upper_bound: f64,
+    lower_bound: Bound,
+    upper_bound: Bound,
     count: f64,
+}
+
+/// A number, or the word that stands for one that JSON cannot write.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Bound {
+    Number(f64),
+    Other(IgnoredAny),
 }
 
 #[derive(Deserialize)]
 struct Strings {
+    #[serde(default)]
     common: Common,
     distribution: Option<StringDistribution>,
 }
@@ -78,7 +92,7 @@ pub(super) fn parse(text: &str) -> Result<Baseline, String> {
     let features: Vec<Subject> =
         file.features.into_iter().filter_map(|feature| subject(feature).transpose()).collect::<Result<_, _>>()?;
     let largest = features.iter().map(Subject::rows).max().unwrap_or(0);
-    let rows = file.dataset.map_or(Ok(largest), |dataset| whole(dataset.item_count))?;
+    let rows = file.dataset.and_then(|dataset| dataset.item_count).map_or(Ok(largest), whole)?;
     Ok(Baseline { rows, features, prediction: None, score: None })
 }
 
@@ -87,7 +101,7 @@ fn subject(feature: Feature) -> Result<Option<Subject>, String> {
     if let Some(Numerical { common, distribution: Some(Distribution { kll: Some(kll) }) }) =
         feature.numerical_statistics
     {
-        return bins(&name, &common, &kll.buckets).map(Some);
+        return kll.edges().map(|buckets| bins(&name, &common, &buckets)).transpose();
     }
     match feature.string_statistics {
         Some(Strings { common, distribution: Some(StringDistribution { categorical: Some(found) }) }) => {
@@ -97,18 +111,30 @@ fn subject(feature: Feature) -> Result<Option<Subject>, String> {
     }
 }
 
-fn bins(name: &Arc<str>, common: &Common, buckets: &[Bucket]) -> Result<Subject, String> {
+impl Buckets<Bucket> {
+    /// The lower bound, the upper one and the count of each. `None` where there is none, or one has no bounds: a feature
+    /// that was always missing.
+    fn edges(&self) -> Option<Vec<(f64, f64, f64)>> {
+        let of = |bucket: &Bucket| match (&bucket.lower_bound, &bucket.upper_bound) {
+            (Bound::Number(lower), Bound::Number(upper)) => Some((*lower, *upper, bucket.count)),
+            (Bound::Other(_), _) | (_, Bound::Other(_)) => None,
+        };
+        if self.buckets.is_empty() { None } else { self.buckets.iter().map(of).collect() }
+    }
+}
+
+fn bins(name: &Arc<str>, common: &Common, buckets: &[(f64, f64, f64)]) -> Result<Subject, String> {
     let wrong = || format!("the buckets of `{name}` do not follow each other");
-    let joined = buckets.windows(2).all(|pair| is_near(pair[0].upper_bound, pair[1].lower_bound));
-    let (Some(first), true) = (buckets.first(), joined) else { return Err(wrong()) };
-    let (missing, mut edges, mut counts) = (whole(common.num_missing)?, vec![first.lower_bound], Vec::new());
-    for bucket in buckets {
+    let joined = buckets.windows(2).all(|pair| is_near(pair[0].1, pair[1].0));
+    let (Some((first, ..)), true) = (buckets.first(), joined) else { return Err(wrong()) };
+    let (missing, mut edges, mut counts) = (whole(common.num_missing)?, vec![*first], Vec::new());
+    for (_, upper, count) in buckets {
         // A feature of one value has ten buckets of no width.
-        if edges.len() > 1 && edges.last() == Some(&bucket.upper_bound) {
-            *counts.last_mut().ok_or_else(wrong)? += whole(bucket.count)?;
+        if edges.len() > 1 && edges.last() == Some(upper) {
+            *counts.last_mut().ok_or_else(wrong)? += whole(*count)?;
         } else {
-            edges.push(bucket.upper_bound);
-            counts.push(whole(bucket.count)?);
+            edges.push(*upper);
+            counts.push(whole(*count)?);
         }
     }
     Subject::of_bins(Arc::clone(name), edges, counts, missing).ok_or_else(wrong)
@@ -193,10 +219,35 @@ mod tests {
         assert_eq!((baseline.rows, &baseline.features[0].counts[..]), (12, &[2, 5, 3, 2][..]));
     }
 
+    /// All that the schema of the documentation may leave out, and what containers write beyond it.
+    #[test]
+    fn what_is_not_there_is_not_needed() {
+        let text = r#"{"version":0,"dataset":{},"created_by":"my container","features":[
+            {"name":"Rate","inferred_type":"Integral","completeness":1.0,"numerical_statistics":{"distribution":{"kll":{
+                "buckets":[{"lower_bound":0,"upper_bound":5,"count":4},{"lower_bound":5,"upper_bound":10,"count":6}]}}}},
+            {"name":"Spread","inferred_type":"Fractional","numerical_statistics":{"common":{"num_present":9,
+                "num_missing":1},"mean":4.5,"sum":40.5,"std_dev":1.0,"min":1.0,"max":9.0}},
+            {"name":"Empty","inferred_type":"Fractional","numerical_statistics":{"common":{"num_present":0,
+                "num_missing":10},"mean":"NaN","distribution":{"kll":{"buckets":[],"sketch":{"data":[]}}}}},
+            {"name":"Never","inferred_type":"Fractional","numerical_statistics":{"common":{"num_present":0.0,
+                "num_missing":10.0},"distribution":{"kll":{"buckets":[
+                {"lower_bound":"NaN","upper_bound":"NaN","count":0.0}]}}}},
+            {"name":"Own","inferred_type":"Fractional","numerical_statistics":{"distribution":{"q_0.5":4.0}}},
+            {"name":"Job","inferred_type":"String","string_statistics":{"distinct_count":2.0,"distribution":{
+                "categorical":{"buckets":[{"value":"a","count":7},{"value":"","count":3}]}}},"custom":{"any":[1,"b"]}},
+            {"name":"Note","inferred_type":"String","string_statistics":{"common":{"num_present":10},
+                "distinct_count":10.0}},
+            {"name":"Blob","inferred_type":"Unknown"}]}"#;
+        let baseline = parse(text).unwrap();
+        let found = baseline.features.iter().map(|feature| (&*feature.name, &feature.counts[..]));
+        let expected = [("Rate", &[0, 0, 4, 6, 0][..]), ("Job", &[0, 7, 3, 0])];
+        assert_eq!(found.collect::<Vec<_>>(), expected);
+        assert_eq!(baseline.rows, 10);
+    }
+
     #[test]
     fn nonsense_is_refused() {
         for buckets in [
-            "",
             r#"{"lower_bound":0,"upper_bound":5,"count":-4}"#,
             r#"{"lower_bound":5,"upper_bound":0,"count":4}"#,
             r#"{"lower_bound":0,"upper_bound":5,"count":4},{"lower_bound":6,"upper_bound":9,"count":4}"#,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::report::{Score, Verdict};
 use super::*;
-use crate::model::features::{Raw, Settings};
+use crate::model::features::{Cell, Raw, Settings};
 use crate::model::outputs::{Prediction, Value};
 use crate::model::signature::{Column, Signature};
 use crate::model::{Digest, Version};
@@ -280,7 +280,7 @@ fn a_version_that_is_gone_is_forgotten_at_the_next_swap() {
 }
 
 #[test]
-fn learning_says_so_and_its_rows_are_not_in_the_window() {
+fn learning_says_so_and_only_the_rows_after_it_are_in_the_window() {
     let mut bench = Bench::new(9, config(), Ok(None));
     bench.ask(999, |_| {});
     bench.drift.settle_once(at(0));
@@ -289,8 +289,60 @@ fn learning_says_so_and_its_rows_are_not_in_the_window() {
     bench.ask(50, |_| {});
     bench.drift.settle_once(at(0));
     let report = bench.report(0);
-    assert_eq!((report.baseline, report.baseline_rows, report.rows), (Source::Live, 1000, 0));
+    assert_eq!((report.baseline, report.baseline_rows, report.rows), (Source::Live, 1000, 49));
+    let rows = |score: &Score| score.rows;
+    assert!(report.features.iter().chain(&report.prediction).chain(&report.score).map(rows).all(|rows| rows == 49));
     assert_eq!((report.features.len(), report.prediction.is_some(), report.score.is_some()), (21, true, true));
+}
+
+/// A request of many rows may be the last that is learned, and the first that is counted.
+#[test]
+fn of_a_request_that_completes_the_baseline_the_rest_is_counted() {
+    let bench = Bench::new(9, Config { by_key: true, ..config() }, Ok(None));
+    let mut draw = fastrand::Rng::with_seed(9);
+    let mut table = bench.features.rows();
+    let mut predictions = Vec::new();
+    for _ in 0..1030 {
+        let (inputs, outputs) = request(&bench.features, &row(&mut draw));
+        table.begin();
+        for (feature, cell) in bench.features.list().iter().zip(inputs.row(0)) {
+            let raw = match cell {
+                Cell::Integer(value) => Raw::Integer(*value),
+                Cell::Float(value) => Raw::Float(*value),
+                Cell::Text(text) => Raw::Text(text),
+                Cell::Missing | Cell::Boolean(_) => Raw::Null,
+            };
+            table.set(&feature.name, raw);
+        }
+        table.end();
+        predictions.extend_from_slice(outputs.predictions());
+    }
+    let (inputs, outputs) = (table.finish().unwrap(), Outputs::new(predictions, Arc::new([]), vec![]));
+    bench.drift.observe_parts(&bench.id, &inputs, &outputs, &"k".into());
+    bench.drift.settle_once(at(0));
+    let report = bench.report(0);
+    assert_eq!((report.baseline_rows, report.rows), (1000, 30));
+    assert_eq!(report.prediction.unwrap().rows, 30);
+    let by_key = bench.drift.report_by_key(&bench.id, at(0)).unwrap();
+    assert_eq!((&*by_key[0].0, by_key[0].1.rows), ("k", 30));
+}
+
+/// However requests and the making of the baseline fall together.
+#[test]
+fn while_the_baseline_is_made_no_row_is_lost() {
+    for seed in 0..20 {
+        let bench = Bench::new(seed, config(), Ok(None));
+        let (inputs, outputs) = request(&bench.features, &row(&mut fastrand::Rng::with_seed(seed)));
+        let ask = || (0..500).for_each(|_| bench.drift.observe_parts(&bench.id, &inputs, &outputs, &"k".into()));
+        std::thread::scope(|threads| {
+            let asking = [(); 4].map(|()| threads.spawn(ask));
+            while !asking.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+                bench.drift.settle_once(at(0));
+            }
+        });
+        bench.drift.settle_once(at(0));
+        assert_eq!(bench.report(0).rows, 1000, "seed {seed}");
+    }
 }
 
 /// A gateway that is stopped, and the next one over the same folder.
@@ -336,19 +388,61 @@ async fn a_restart_with_another_baseline_or_window_begins_anew() {
     }
 }
 
+/// A baseline is the same, whether the gateway was restarted while it was made or not.
 #[tokio::test]
-async fn a_baseline_that_is_still_made_begins_anew() {
+async fn a_baseline_that_is_still_made_outlasts_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("drift.state");
+    let mut through = Bench::new(15, config(), Ok(None));
+    through.ask(1300, |_| {});
+    through.drift.settle_once(at(1));
+
+    let mut first = Bench::kept(15, config(), Ok(None), &file);
+    first.ask(900, |_| {});
+    first.drift.save_once(at(0)).await;
+    let mut next = Bench { draw: first.draw.clone(), ..Bench::kept(16, config(), Ok(None), &file) };
+    let report = next.report(0);
+    assert_eq!((report.baseline, report.baseline_rows), (Source::Learning, 900));
+    next.ask(400, |_| {});
+    next.drift.settle_once(at(1));
+    let report = next.report(1);
+    assert_eq!((report.baseline, report.baseline_rows, report.rows), (Source::Live, 1000, 300));
+    assert_eq!(serde_json::to_value(report).unwrap(), serde_json::to_value(through.report(1)).unwrap());
+}
+
+/// Rows that come together are not on the disk together.
+#[tokio::test]
+async fn what_is_kept_of_a_baseline_that_is_still_made_has_no_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("drift.state");
+    let mut bench = Bench::kept(15, config(), Ok(None), &file);
+    bench.ask(100, |_| {});
+    bench.drift.save_once(at(0)).await;
+    let text = std::fs::read_to_string(&file).unwrap();
+    let body: serde_json::Value = serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
+    let numbers = body[0]["learner"]["features"][0][1]["values"]["numbers"].as_array().unwrap();
+    assert_eq!(numbers.len(), 100);
+    assert!(numbers.is_sorted_by_key(|number| number.as_f64().unwrap().to_bits()));
+}
+
+#[tokio::test]
+async fn a_baseline_that_is_still_made_of_other_features_begins_anew() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("drift.state");
     let mut first = Bench::kept(15, config(), Ok(None), &file);
     first.ask(900, |_| {});
     first.drift.save_once(at(0)).await;
-    let mut next = Bench::kept(16, config(), Ok(None), &file);
-    let report = next.report(0);
-    assert_eq!((report.baseline, report.baseline_rows), (Source::Learning, 0));
-    next.ask(1000, |_| {});
-    next.drift.settle_once(at(1));
-    assert_eq!(next.report(1).baseline, Source::Live);
+    let drift = Drift::open(config(), file, Vec::new());
+    let before = features();
+    let columns = before.list().iter().map(|feature| Column {
+        name: if &*feature.name == "n0" { "other".into() } else { Arc::clone(&feature.name) },
+        kind: feature.kind,
+        required: true,
+    });
+    let renamed = Features::new(&Signature::Columns(columns.collect()), Settings::default()).unwrap();
+    let id = identity(1);
+    drift.watch_parts(&id, &renamed, Ok(None));
+    assert_eq!(drift.report(&id, at(0)).unwrap().baseline_rows, 0);
 }
 
 /// The population as training data.

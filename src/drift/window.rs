@@ -98,16 +98,17 @@ impl Layout {
         vec![0; self.places].into()
     }
 
-    fn add(&self, counts: &mut Counts, inputs: &Inputs, outputs: &Outputs) {
-        count(counts, ROWS, u32::try_from(inputs.rows()).unwrap_or(u32::MAX));
-        for row in 0..inputs.rows() {
+    /// Counts the rows from `first` on.
+    fn add(&self, counts: &mut Counts, inputs: &Inputs, outputs: &Outputs, first: usize) {
+        count(counts, ROWS, u32::try_from(inputs.rows().saturating_sub(first)).unwrap_or(u32::MAX));
+        for row in first..inputs.rows() {
             for (place, cell) in self.features.iter().zip(inputs.row(row)) {
                 if let Some(place) = place {
                     count(counts, place.first + place.of_cell(cell), 1);
                 }
             }
         }
-        for prediction in outputs.predictions() {
+        for prediction in outputs.predictions().iter().skip(first) {
             if let Some(place) = &self.prediction
                 && let Some(at) = place.of_value(&prediction.value)
             {
@@ -177,12 +178,17 @@ impl Window {
 
     /// Counts a request: the part that runs for every one. Allocates nothing, except for a caller that is new.
     pub(super) fn add(&self, inputs: &Inputs, outputs: &Outputs, key: &Arc<str>) {
+        self.add_from(0, inputs, outputs, key);
+    }
+
+    /// Counts the rows of a request from `first` on.
+    pub(super) fn add_from(&self, first: usize, inputs: &Inputs, outputs: &Outputs, key: &Arc<str>) {
         let stripe = &self.stripes[TURN.with(|turn| *turn) % self.stripes.len()];
-        self.layout.add(&mut stripe.0.lock(), inputs, outputs);
+        self.layout.add(&mut stripe.0.lock(), inputs, outputs, first);
         if let Some(by_key) = &self.by_key {
             let mut keys = by_key.lock();
             let window = KeyWindow::of(&mut keys, key, || self.layout.blank());
-            self.layout.add(&mut window.fresh, inputs, outputs);
+            self.layout.add(&mut window.fresh, inputs, outputs, first);
         }
     }
 

@@ -23,7 +23,7 @@ fn open(folder: &std::path::Path, format: Format) -> (Feedback, Keeper, Sender) 
         file: folder.join("feedback.db"),
         objects: Some(Objects { format, flush_rows: 100, flush_age: Duration::from_mins(1) }),
     };
-    let (feedback, keeper, sender) = super::open(config, Some(Sink::Directory(folder.join("samples")))).unwrap();
+    let (feedback, keeper, sender) = super::open(config, Some(Sink::directory(folder.join("samples")))).unwrap();
     (feedback, keeper, sender.unwrap())
 }
 

@@ -235,10 +235,14 @@ impl Manager {
             Ok(loaded) => return self.seat(index, target, loaded).await,
             Err(missed) => missed,
         };
-        held.trouble = Some(missed.told(found.map(|found| found.version)).to_string());
+        let trouble = missed.told(found.map(|found| found.version)).to_string();
+        held.trouble = Some(trouble.clone());
         match (missed, found) {
             (Missed::Refused(ground), Some(found)) => self.refuse(index, found, ground).await,
-            (_, Some(found)) => held.failed = Some(policy::failed_again(held.failed.take(), found, now)),
+            (missed, Some(found)) => {
+                let failed = policy::failed_again(held.failed.take(), found, &trouble, now, missed.longest_pause());
+                held.failed = Some(failed);
+            }
             (_, None) => {}
         }
     }
@@ -297,8 +301,8 @@ impl Missed {
     pub(super) fn told(&self, version: Option<Version>) -> crate::model::orders::Refused {
         crate::model::orders::Refused::NotServed(match (self, version) {
             (Self::Refused(ground), version) => ground.told(version),
-            (Self::Failed(why), Some(version)) => format!("version {version} {why}"),
-            (Self::Failed(why) | Self::Unknown(why), _) => why.clone(),
+            (Self::Failed(why) | Self::Untried(why), Some(version)) => format!("version {version} {why}"),
+            (Self::Failed(why) | Self::Untried(why) | Self::Unknown(why), _) => why.clone(),
             (Self::MovedOn, _) => "the registry wants another version by now".to_owned(),
         })
     }

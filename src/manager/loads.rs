@@ -2,6 +2,7 @@
 //! orders and rollbacks go on. What came of it is acted upon when it is here, in [`Manager::finish`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tokio::sync::Semaphore;
@@ -73,8 +74,10 @@ pub(super) enum Missed {
     MovedOn,
     /// It is not fit.
     Refused(Ground),
-    /// It cannot be had, or tried, for now.
+    /// It cannot be had for now.
     Failed(String),
+    /// It is here and cannot be tried for now.
+    Untried(String),
 }
 
 /// Why a version is not fit.
@@ -261,10 +264,17 @@ impl Carrier {
     }
 }
 
+impl Missed {
+    /// The longest pause before the next try.
+    pub(super) fn longest_pause(&self) -> Duration {
+        if let Self::Untried(_) = self { policy::LONGEST_PAUSE_UNTRIED } else { policy::LONGEST_PAUSE }
+    }
+}
+
 /// What a rung where a version stopped means for it.
 fn missed(rung: Rung, fetched: &Fetched, beside: Option<String>) -> Missed {
     if rung.outcome == Outcome::Undecided {
-        return Missed::Failed(format!("cannot be tried: {}", rung.detail));
+        return Missed::Untried(format!("is undecided: {}", rung.detail));
     }
     let compared = matches!(rung.name, Check::Signature | Check::Replay);
     let beside = beside.filter(|_| compared);

@@ -42,6 +42,8 @@ pub struct Failed {
     pub attempts: u32,
     /// Not before this.
     pub retry_at: Timestamp,
+    /// What went wrong the last time.
+    pub why: String,
 }
 
 /// What to do.
@@ -61,8 +63,12 @@ const DECISIVE_TAGS: [&str; 3] = ["modelgate.labels", "modelgate.threshold", "mo
 /// The first pause after a failed download; each further failure doubles it.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 
-/// The longest pause between tries.
-const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+/// The longest pause between tries to bring a version.
+pub const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+
+/// The longest pause between tries of a version that is here and cannot be tried: each takes a process. With the doubling
+/// before it, at most 24 a day.
+pub const LONGEST_PAUSE_UNTRIED: Duration = Duration::from_hours(2);
 
 /// What to do next.
 #[must_use]
@@ -100,21 +106,21 @@ pub fn is_read_alike(a: &BTreeMap<String, String>, b: &BTreeMap<String, String>)
     DECISIVE_TAGS.iter().all(|tag| a.get(*tag) == b.get(*tag))
 }
 
-/// What is remembered after `found` could not be brought here once more.
+/// What is remembered after `found` could not be brought here, or tried, once more.
 #[must_use]
-pub fn failed_again(before: Option<Failed>, found: &Found, now: Timestamp) -> Failed {
+pub fn failed_again(before: Option<Failed>, found: &Found, why: &str, now: Timestamp, longest: Duration) -> Failed {
     let attempts = match before {
         Some(before) if is_same(&before.found, found) => before.attempts.saturating_add(1),
         Some(_) | None => 1,
     };
-    Failed { found: found.clone(), attempts, retry_at: now + pause_after(attempts) }
+    Failed { found: found.clone(), attempts, retry_at: now + pause_after(attempts, longest), why: why.to_owned() }
 }
 
-/// The pause after `failures` failures in a row: 5 s, doubled each time, 5 minutes at most.
+/// The pause after `failures` failures in a row: 5 s, doubled each time, `longest` at most.
 #[must_use]
-pub fn pause_after(failures: u32) -> Duration {
+pub fn pause_after(failures: u32, longest: Duration) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
-    FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE)
+    FIRST_PAUSE.saturating_mul(1 << doublings).min(longest)
 }
 
 #[cfg(test)]
@@ -213,7 +219,7 @@ mod tests {
     #[test]
     fn a_failed_download_rests_until_its_time() {
         let two = found(2);
-        let failed = failed_again(None, &two, second(100));
+        let failed = failed_again(None, &two, "away", second(100), LONGEST_PAUSE);
         let view = View { wanted: Some(&two), failed: Some(&failed), ..idle() };
         assert_eq!(next_action(&view), Action::Keep);
         assert_eq!(next_action(&View { now: second(105), ..view }), Action::Load(&two));
@@ -226,13 +232,25 @@ mod tests {
         let mut failed = None;
         let mut pauses = Vec::new();
         for _ in 0..9 {
-            let again = failed_again(failed, &found(2), second(0));
+            let again = failed_again(failed, &found(2), "away", second(0), LONGEST_PAUSE);
             pauses.push(again.retry_at.as_second());
             failed = Some(again);
         }
         assert_eq!(pauses, [5, 10, 20, 40, 80, 160, 300, 300, 300]);
-        assert_eq!(failed_again(failed, &found(3), second(0)).attempts, 1);
-        assert_eq!(pause_after(u32::MAX), LONGEST_PAUSE);
+        assert_eq!(failed_again(failed, &found(3), "away", second(0), LONGEST_PAUSE).attempts, 1);
+        assert_eq!(pause_after(u32::MAX, LONGEST_PAUSE), LONGEST_PAUSE);
+    }
+
+    #[test]
+    fn what_cannot_be_tried_is_tried_24_times_a_day_at_most() {
+        let day = Duration::from_hours(24);
+        let mut at = Duration::ZERO;
+        let tries = (1..).take_while(|tries| {
+            at += pause_after(*tries, LONGEST_PAUSE_UNTRIED);
+            at < day
+        });
+        // And the first.
+        assert_eq!(tries.count() + 1, 22);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use ort::session::{RunOptions, Session};
@@ -335,12 +335,13 @@ impl Model {
         if inputs.rows() == 0 {
             return (Ok(self.engine.decider.nothing()), Duration::ZERO);
         }
-        let mut lease = match self.slots.acquire(deadline).await {
+        let expected = self.expected(inputs.rows());
+        let mut lease = match self.slots.acquire(expected, deadline).await {
             Ok(lease) => lease,
             Err(error) => return (Err(error), Duration::ZERO),
         };
         let start = Instant::now();
-        let answer = if self.expected(inputs.rows()) <= INLINE_MAX {
+        let answer = if expected <= INLINE_MAX {
             self.engine.run(&mut lease, inputs, None)
         } else {
             self.run_aside(lease, inputs.clone(), deadline).await
@@ -363,7 +364,12 @@ impl Model {
     /// that is no longer published stays unused once it is.
     #[must_use]
     pub fn is_unused(model: &Arc<Self>) -> bool {
-        Arc::strong_count(model) == 1 && Arc::strong_count(&model.slots) == 1
+        if Arc::strong_count(model) != 1 {
+            return false;
+        }
+        // Whoever let the version go took its lease before: that is seen by now, on every processor.
+        fence(Ordering::Acquire);
+        Arc::strong_count(&model.slots) == 1
     }
 
     /// Destroys versions and gives their memory back to the system. Blocking, and too long for a thread that serves.
@@ -491,5 +497,7 @@ impl Drop for EndOnDrop {
     }
 }
 
+#[cfg(test)]
+mod schedules;
 #[cfg(test)]
 mod tests;

@@ -45,7 +45,7 @@ pub enum Refusal {
         retry_after: Duration,
     },
     /// Too much.
-    #[error("the plan's quota is used up")]
+    #[error("{}", exhausted(standing))]
     Exhausted {
         /// Where the caller stands, the violated limit first.
         standing: Vec<Standing>,
@@ -53,7 +53,7 @@ pub enum Refusal {
         retry_after: Duration,
     },
     /// More rows in one request than the plan's whole quota.
-    #[error("the request has more rows than the plan's whole quota")]
+    #[error("the request has more rows than the plan's whole quota: send fewer at a time")]
     TooLarge {
         /// Where the caller stands, as far as it is known without the store.
         standing: Vec<Standing>,
@@ -66,6 +66,14 @@ pub enum Refusal {
     /// Use cannot be recorded, so it cannot be allowed.
     #[error("use cannot be recorded at the moment")]
     StoreDown,
+}
+
+/// How much there is for a smaller request.
+fn exhausted(standing: &[Standing]) -> String {
+    match standing.first().map_or(0, |quota| quota.remaining) {
+        0 => "the plan's quota is used up".to_owned(),
+        left => format!("of the plan's quota {left} rows are left, fewer than the request has"),
+    }
 }
 
 /// The kind of limit that was passed.

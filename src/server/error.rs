@@ -141,7 +141,7 @@ impl Code {
             Self::IdempotencyMismatch => ("idempotency_mismatch", 422, "The name stands for another request", false),
             Self::AuthThrottled => ("auth_throttled", 429, "Too many keys were not valid", true),
             Self::RateLimited => ("rate_limited", 429, "Requests come faster than the plan allows", true),
-            Self::QuotaExceeded => ("quota_exceeded", 429, "The plan's quota is used up", true),
+            Self::QuotaExceeded => ("quota_exceeded", 429, "More than the plan's quota allows", true),
             Self::HeadersTooLarge => ("headers_too_large", 431, "The request's headers are too large", false),
             Self::Internal => ("internal", 500, "The gateway failed", true),
             Self::ModelOutputInvalid => ("model_output_invalid", 500, "The model's answer is not usable", false),

@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use modelgate::manager::ModelConfig;
 use modelgate::manager::admission::confine::confine;
-use modelgate::manager::admission::{Admission, Candidate, Check, Config, Outcome, Verdict};
+use modelgate::manager::admission::{Admission, Candidate, Check, Config, Outcome, SignatureChange, Verdict};
 use modelgate::model::runtime::Runtime;
 use modelgate::model::{Digest, Model};
 use modelgate::registry::cache::Cache;
 use modelgate::registry::{Fetched, Registry};
 use serde_json::{Value, json};
 
+use crate::process::Binary;
+use crate::support::onnx::Weights;
 use crate::support::site::{Gate, Site, eventually};
 use crate::support::{fixtures, mlflow, onnx};
 
@@ -38,6 +40,21 @@ async fn verdict_of(site: &Site, gate: &Gate, version: u64) -> Option<Value> {
 async fn assert_answers_as(gate: &Gate, version: u64) {
     let answer = gate.predict("sum", &json!({ "a": 1, "b": 2, "c": 3 })).await;
     assert_eq!((answer.status, &answer.body["version"]), (200, &json!(version.to_string())), "{}", answer.body);
+}
+
+#[test]
+fn every_limit_that_is_written_is_the_one_that_holds() {
+    let site = site(
+        "probe = false\nmax_load_memory = \"777MiB\"\nmax_load_cpu = \"7s\"\nmax_load_wall = \"8s\"\nreplay_rows = 70\n\
+         max_disagreement = 0.71\nmax_latency_ratio = 7.2\nmax_shift = 0.73\nsignature_change = \"allow\"\n",
+    );
+    let config = site.config().manager.admission;
+    assert!(!config.probe);
+    assert_eq!((config.max_load_memory, config.replay_rows), (777 << 20, 70));
+    assert_eq!((config.max_load_cpu, config.max_load_wall), (Duration::from_secs(7), Duration::from_secs(8)));
+    let limits = [config.max_disagreement, config.max_latency_ratio, config.max_shift].map(|limit| limit.to_string());
+    assert_eq!(limits, ["0.71", "7.2", "0.73"]);
+    assert_eq!(config.signature_change, SignatureChange::Allow);
 }
 
 fn script(folder: &Path, text: &str) -> PathBuf {
@@ -83,6 +100,15 @@ async fn versions_that_would_hurt_are_refused_by_rule_while_the_one_before_them_
         assert!(stopped["detail"].as_str().unwrap().contains(rule), "{stopped} for {rule}");
         assert_answers_as(&gate, 1).await;
     }
+    // The scan does not know what comes of a multiplication: two gigabytes.
+    version += 1;
+    site.register_changed("sum", version, "sum", |folder| {
+        let bomb = onnx::sum_with(1000.0, &Weights::Computed { floats: 1 << 29 });
+        fs::write(folder.join("model.onnx"), bomb).unwrap();
+    });
+    let stopped = verdict_of(&site, &gate, version).await.unwrap();
+    assert_eq!((&stopped["name"], &stopped["outcome"]), (&json!("probe"), &json!("refused")), "{stopped}");
+    assert_answers_as(&gate, 1).await;
     let by_running = [("endless", "max_load_cpu"), ("not-finite", "not finite"), ("wrong-rows", "the model")];
     for (fixture, reason) in by_running {
         version += 1;
@@ -96,11 +122,15 @@ async fn versions_that_would_hurt_are_refused_by_rule_while_the_one_before_them_
         assert!(stopped["detail"].as_str().unwrap().contains(reason), "{stopped} for {reason}");
         assert_answers_as(&gate, 1).await;
     }
-    site.register_sum("sum", version + 1, 2000.0);
+    // The same graph with fewer zeros is no bomb.
+    site.register_changed("sum", version + 1, "sum", |folder| {
+        let harmless = onnx::sum_with(2000.0, &Weights::Computed { floats: 1 << 10 });
+        fs::write(folder.join("model.onnx"), harmless).unwrap();
+    });
     assert_eq!(verdict_of(&site, &gate, version + 1).await, None);
     gate.serves("sum", version + 1).await;
-    // The first, three that have to run to be found out, and the last: once each, at a poll every 10 ms.
-    assert_eq!(fs::read_to_string(&tries).unwrap().lines().count(), 5);
+    // The first, four that have to run to be found out, and the last: once each, at a poll every 10 ms.
+    assert_eq!(fs::read_to_string(&tries).unwrap().lines().count(), 6);
     gate.stop().await;
 }
 
@@ -167,11 +197,15 @@ async fn a_good_version_climbs_to_the_top_without_a_gateway() {
 
 /// How the rung ends when the process that tries the version does as `text` says.
 async fn check_process(text: &str, outcome: Outcome, detail: &str) {
+    check_process_within(Duration::from_secs(30), text, outcome, detail).await;
+}
+
+async fn check_process_within(wall: Duration, text: &str, outcome: Outcome, detail: &str) {
     let folder = tempfile::tempdir().unwrap();
     let program = script(folder.path(), text);
     let (verdict, model) = admit("sum", |config| {
         config.program = program;
-        config.max_load_wall = Duration::from_millis(500);
+        config.max_load_wall = wall;
     })
     .await;
     let stopped = verdict.stopped_at().unwrap();
@@ -183,7 +217,9 @@ async fn check_process(text: &str, outcome: Outcome, detail: &str) {
 async fn whatever_the_process_does_the_gateway_says_how_it_ended() {
     check_process("kill -SEGV $$", Outcome::Refused, "crashed with SIGSEGV").await;
     check_process("kill -ABRT $$", Outcome::Refused, "SIGABRT").await;
-    check_process("exec sleep 600", Outcome::Refused, "max_load_wall").await;
+    check_process_within(Duration::from_millis(500), "exec sleep 600", Outcome::Refused, "max_load_wall").await;
+    // It talks without end, and is not listened to.
+    check_process("exec yes", Outcome::Refused, "ended with").await;
     check_process("exit 3", Outcome::Refused, "no answer").await;
     check_process("echo '{\"answered\":'", Outcome::Refused, "no answer").await;
     check_process("kill -KILL $$", Outcome::Undecided, "killed from outside").await;
@@ -213,6 +249,7 @@ fn inside_the_confinement() {
     let outside = folder.parent().unwrap().join("secret");
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
+    let socket = std::sync::Arc::new(std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
     fs::read(&outside).unwrap();
     let confinement = confine(&folder);
     let denied = |what: &str, error: std::io::Error| {
@@ -229,6 +266,7 @@ fn inside_the_confinement() {
         assert_eq!(fs::read(folder.join("model.onnx")).unwrap(), b"a model", "its own files");
         assert_eq!(confinement.calls, None, "seccomp is older than every kernel we run on");
         denied("connect", std::net::TcpStream::connect(address).unwrap_err());
+        denied("connect what is open", socket.connect(address).unwrap_err());
         denied("udp", std::net::UdpSocket::bind("127.0.0.1:0").unwrap_err());
         denied("unix", std::os::unix::net::UnixStream::pair().unwrap_err());
         denied("exec", std::process::Command::new("/bin/true").status().unwrap_err());
@@ -285,7 +323,65 @@ async fn a_version_is_tried_in_confinement_and_the_verdict_says_so() {
             && said_of(process.trim(), "NoNewPrivs").as_deref() == Some("1")
     })
     .await;
+    let process = fs::read_to_string(&pid).unwrap();
+    let bytes = fs::metadata(fixtures::folder("endless").join("model.onnx")).unwrap().len();
+    check_limits(process.trim(), 4 * bytes + (1 << 30));
     gate.stop().await;
+}
+
+/// What the system holds a process to that tries a version with 20 s of processor time.
+#[track_caller]
+fn check_limits(process: &str, address_space: u64) {
+    let limits = fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
+    let limit = |name: &str| {
+        let line = limits.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.split_whitespace().take(2).map(|number| number.parse().unwrap()).collect::<Vec<u64>>()
+    };
+    assert_eq!(limit("Max cpu time"), [20, 21]);
+    assert_eq!(limit("Max address space"), [address_space; 2]);
+    assert_eq!(limit("Max open files"), [64; 2]);
+    assert_eq!(limit("Max file size"), [0; 2]);
+    assert_eq!(limit("Max core file size"), [0; 2]);
+    let niceness = |process: &str| -> i32 {
+        let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+        let (_, after_name) = stat.rsplit_once(')').unwrap();
+        after_name.split_whitespace().nth(16).unwrap().parse().unwrap()
+    };
+    assert_eq!(niceness(process), (niceness("self") + 5).min(19));
+    let environment = fs::read_to_string(format!("/proc/{process}/environ")).unwrap();
+    let inherited = |variable: &&str| variable.starts_with("HOME=") || variable.starts_with("PATH=");
+    assert_eq!(environment.split('\0').find(inherited), None);
+}
+
+/// The process that tries a version for the gateway `parent`, if there is one.
+fn trying(parent: u32) -> Option<String> {
+    let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().into_string().ok());
+    let is_child = |process: &String| said_of(process, "PPid") == Some(parent.to_string());
+    processes.filter(|name| name.parse::<u32>().is_ok()).find(is_child)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_process_that_tries_a_version_ends_with_the_gateway() {
+    let site = site("max_load_cpu = \"1h\"\nmax_load_wall = \"1h\"\n");
+    site.register_changed("sum", 2, "endless", |folder| {
+        let example = json!({ "dataframe_split": { "columns": ["x"], "data": [[1e17], [2.0]] } });
+        fs::write(folder.join("serving_input_example.json"), example.to_string()).unwrap();
+    });
+    site.promote("sum", 2);
+    site.config();
+    let binary = Binary::serve_with(&site.folder().join("modelgate.toml"), &[]);
+    let mut child = None;
+    eventually("a process that counts", async || {
+        child = trying(binary.id());
+        child.as_ref().is_some_and(|child| said_of(child, "Seccomp").as_deref() == Some("2"))
+    })
+    .await;
+    let child = child.unwrap();
+    binary.signal("KILL");
+    // Where nobody collects orphans its number stays.
+    eventually("its end", async || said_of(&child, "State").is_none_or(|state| state.starts_with(['Z', 'X']))).await;
+    let (status, _) = binary.ended().await;
+    assert!(!status.success());
 }
 
 /// How long admission of an ordinary model takes, and what it leaves in this process; prints both.

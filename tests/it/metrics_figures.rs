@@ -37,7 +37,7 @@ struct Doors {
 impl Doors {
     fn open(site: &Site) -> Self {
         let config = site.config();
-        let sink = Sink::Directory(site.folder().join("samples"));
+        let sink = Sink::directory(site.folder().join("samples"));
         let (capture, writer) = capture::open(config.capture.unwrap(), sink, &mut getrandom::fill, 7).unwrap();
         let features = Features::new(&fixtures::signature("pipeline"), Settings::default()).unwrap();
         let id = Arc::new(Identity::new("pipeline".parse().unwrap(), Version(1), Digest([0; 32]), None));

@@ -14,8 +14,11 @@ use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::support::fixtures::noise;
 use crate::support::hostile_registry::{Asked, Honest, Hostile, chunked, cut, ok, say, version};
-use crate::support::mlflow::{self, ONNX_MLMODEL, Server, client, fetch, filler, mlflow_at, registry_at};
+use crate::support::mlflow::{
+    self, ONNX_MLMODEL, Server, cache, client, fetch, filler, mlflow_at, onnx_files, registry_at,
+};
 
 fn both() -> [&'static Server; 2] {
     [mlflow::v3(), mlflow::v2()]
@@ -23,28 +26,6 @@ fn both() -> [&'static Server; 2] {
 
 fn alias(name: &str) -> Select {
     Select::Alias(name.to_owned())
-}
-
-fn cache() -> (tempfile::TempDir, Cache) {
-    let folder = tempfile::tempdir().unwrap();
-    let cache = Cache::open(folder.path().join("cache")).unwrap();
-    (folder, cache)
-}
-
-/// Bytes that are the same nowhere twice, so that a wrong piece shows.
-fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut random = fastrand::Rng::with_seed(seed);
-    std::iter::repeat_with(|| random.u8(..)).take(len).collect()
-}
-
-/// The files of a version that can be served, as far as the registry looks.
-fn onnx_files(model: &[u8]) -> Vec<(&str, &[u8])> {
-    vec![
-        ("MLmodel", ONNX_MLMODEL.as_bytes()),
-        ("model.onnx", model),
-        ("input_example.json", b"[[1.0]]"),
-        ("serving_input_example.json", br#"{"inputs": [[1.0]]}"#),
-    ]
 }
 
 /// The digest as the documentation of the cache defines it.
@@ -276,7 +257,7 @@ async fn a_version_that_lost_files_is_not_taken_for_whole() {
         let registry = server.registry();
         let (_folder, cache) = cache();
         server.register("lost", &[("MLmodel", mlmodel.as_bytes()), ("model.onnx", &[7; 99])]).await;
-        server.register("empty folder", &[]).await;
+        server.register("empty folder", &[("", ""); 0]).await;
         for name in ["lost", "empty folder"] {
             let found = registry.resolve(name, &Select::Latest).await.unwrap();
             let fetched = fetch(&registry, &found, &cache).await;
@@ -309,7 +290,7 @@ async fn a_model_of_another_flavor_is_refused_before_its_files_are_fetched() {
     for server in both() {
         let registry = server.registry();
         let (_folder, cache) = cache();
-        server.register("pickled", &[("MLmodel", mlmodel), ("model.pkl", b"\x80\x04.")]).await;
+        server.register("pickled", &[("MLmodel", &mlmodel[..]), ("model.pkl", b"\x80\x04.")]).await;
         let found = registry.resolve("pickled", &Select::Latest).await.unwrap();
         let refused = fetch(&registry, &found, &cache).await.unwrap_err();
         assert!(matches!(refused, RegistryError::BadArtifacts(_)), "{refused:?}");

@@ -15,50 +15,14 @@ use modelgate::registry::cache::Cache;
 use modelgate::registry::{Config, Credentials, Fetched, Found, Mlflow, Registry, RegistryError, S3, Select};
 use serde_json::{Value, json};
 
-use crate::support::fixtures;
+use crate::support::fixtures::{noise, sum_files};
 use crate::support::hostile_registry::{Asked, Honest, Hostile, chunked, cut, etag_of, not_found, ok, say, version};
-use crate::support::mlflow::{self, ONNX_MLMODEL, Server, client, fetch, filler, mlflow_at, registry_at};
+use crate::support::mlflow::{self, Server, cache, client, fetch, filler, mlflow_at, onnx_files, registry_at};
 use crate::support::s3::{self, BUCKET, SECRET};
 use crate::support::site::{Site, eventually};
 
-fn cache() -> (tempfile::TempDir, Cache) {
-    let folder = tempfile::tempdir().unwrap();
-    let cache = Cache::open(folder.path().join("cache")).unwrap();
-    (folder, cache)
-}
-
 fn champion() -> Select {
     Select::Alias("champion".to_owned())
-}
-
-/// Bytes that are the same nowhere twice, so that a wrong piece shows.
-fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut random = fastrand::Rng::with_seed(seed);
-    std::iter::repeat_with(|| random.u8(..)).take(len).collect()
-}
-
-/// A version that the registry's side takes for one.
-fn onnx_files(model: &[u8]) -> [(&str, &[u8]); 4] {
-    [
-        ("MLmodel", ONNX_MLMODEL.as_bytes()),
-        ("model.onnx", model),
-        ("input_example.json", b"[[1.0]]"),
-        ("serving_input_example.json", br#"{"inputs": [[1.0]]}"#),
-    ]
-}
-
-/// A version of the model `sum` that a gateway serves.
-fn sum_files(base: f32) -> Vec<(&'static str, Vec<u8>)> {
-    let read = |name: &str| std::fs::read(fixtures::folder("sum").join(name)).unwrap();
-    vec![
-        ("MLmodel", read("MLmodel")),
-        ("model.onnx", fixtures::sum_model(base)),
-        ("serving_input_example.json", read("serving_input_example.json")),
-    ]
-}
-
-fn borrowed<'f>(files: &'f [(&'static str, Vec<u8>)]) -> Vec<(&'static str, &'f [u8])> {
-    files.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect()
 }
 
 /// A site that serves `sum` from a registry at `uri`, with more in the registry's section.
@@ -130,7 +94,7 @@ async fn a_server_with_a_login_below_a_path_takes_the_password_and_nothing_else(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_password_that_is_no_longer_right_is_told_and_what_is_served_stays() {
     let server = mlflow::v3_guarded();
-    server.register("kept", &borrowed(&sum_files(1000.0))).await;
+    server.register("kept", &sum_files(1000.0)).await;
     server.set_alias("kept", "champion", 1).await;
     let mut site = site_at(server.uri.as_str(), "kept", "");
     let gate = site.start("open").await;
@@ -211,7 +175,7 @@ async fn what_a_server_leaves_in_s3_is_read_there() {
     let server = mlflow::v3_bucket();
     let s3 = s3::S3::start().await;
     let big = noise(300_000, 1);
-    let mut files = onnx_files(&big).to_vec();
+    let mut files = onnx_files(&big);
     files.push(("code/part one/ä.py", b"x = 1"));
     register_in_bucket(server, &s3, "in a bucket", &files).await;
     let registry = with_s3(server, &s3, SECRET, &[]);
@@ -368,7 +332,7 @@ fn searched(created: i64) -> Value {
 #[tokio::test(start_paused = true)]
 async fn a_version_is_described_again_when_its_model_is_made_anew_and_from_time_to_time() {
     let created = Arc::new(AtomicUsize::new(1));
-    let (honest, at) = (Honest::with(&[]), Arc::clone(&created));
+    let (honest, at) = (Honest::with(&[("", ""); 0]), Arc::clone(&created));
     let hostile = Hostile::start(move |asked| {
         let is_search = asked.path.ends_with("registered-models/search");
         let created = i64::try_from(at.load(Ordering::SeqCst)).unwrap();
@@ -412,7 +376,7 @@ async fn a_server_that_is_away_or_busy_is_asked_once_for_all() {
 async fn a_gateway_with_many_models_asks_once_a_poll_and_keeps_what_a_search_no_longer_has() {
     let files = sum_files(1000.0);
     let empty = Arc::new(AtomicUsize::new(0));
-    let (says_nothing, honest) = (Arc::clone(&empty), Honest::with(&borrowed(&files)));
+    let (says_nothing, honest) = (Arc::clone(&empty), Honest::with(&files));
     let hostile = Hostile::start(move |asked| {
         let is_search = asked.path.ends_with("registered-models/search");
         let answer = match (is_search, says_nothing.load(Ordering::SeqCst)) {
@@ -508,7 +472,7 @@ async fn a_registry_like_dagshubs_is_followed_in_every_way_it_has() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_serves_from_a_registry_like_dagshubs() {
-    let hostile = Hostile::start(dagshub(Honest::with(&borrowed(&sum_files(1000.0))))).await;
+    let hostile = Hostile::start(dagshub(Honest::with(&sum_files(1000.0)))).await;
     let uri = hostile.uri.join("user/repo.mlflow").unwrap();
     let mut site = site_at(uri.as_str(), "m", "username = \"user\"\npassword = \"token\"\n");
     let gate = site.start("open").await;
@@ -660,7 +624,7 @@ async fn a_version_on_its_way_is_seen_with_how_far_it_is() {
     let mut files = sum_files(1000.0);
     files.push(("more.bin", noise(1 << 20, 3)));
     let total: usize = files.iter().map(|(_, bytes)| bytes.len()).sum();
-    let honest = Honest::with(&borrowed(&files));
+    let honest = Honest::with(&files);
     let (go_on, gone_on) = tokio::sync::watch::channel(false);
     let hostile = Hostile::start(move |asked| {
         let (honest, mut gone_on) = (honest.clone(), gone_on.clone());

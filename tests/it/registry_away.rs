@@ -12,23 +12,14 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::process::Binary;
+use crate::support::fixtures::sum_files;
 use crate::support::hostile_registry::{Asked, Honest, Hostile, chunked, cut, ok, say, version};
+use crate::support::mlflow;
 use crate::support::s3::{self, BUCKET, SECRET};
 use crate::support::site::{Answer, Gate, Site, eventually};
-use crate::support::{fixtures, mlflow};
-
-fn sum_files(base: f32) -> Vec<(&'static str, Vec<u8>)> {
-    let read = |name: &str| std::fs::read(fixtures::folder("sum").join(name)).unwrap();
-    vec![
-        ("MLmodel", read("MLmodel")),
-        ("model.onnx", fixtures::sum_model(base)),
-        ("serving_input_example.json", read("serving_input_example.json")),
-    ]
-}
 
 fn honest(base: f32) -> Honest {
-    let files = sum_files(base);
-    Honest::with(&files.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect::<Vec<_>>())
+    Honest::with(&sum_files(base))
 }
 
 fn site(uri: &str) -> Site {
@@ -284,10 +275,7 @@ async fn keeps(gate: &Gate, version: u64, says: &str) {
 /// everything a registry can do to a model that is served.
 async fn check_transitions(server: &'static mlflow::Server) {
     const NAME: &str = "changes its mind";
-    let register = async |base: f32| {
-        let files = sum_files(base);
-        server.register(NAME, &files.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect::<Vec<_>>()).await
-    };
+    let register = async |base: f32| server.register(NAME, &sum_files(base)).await;
     register(1000.0).await;
     server.set_alias(NAME, "champion", 1).await;
     let mut site = Site::new(&format!(

@@ -8,6 +8,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use modelgate::clock::Clock;
+use modelgate::manager::judge::{Limits, Rollout, Step, Strategy};
 use modelgate::model::rollout::{Rule, Share, Trial};
 use modelgate::model::{Model, ModelName, published, shadow};
 use serde_json::{Value, json};
@@ -40,6 +41,32 @@ async fn serving(rollout: &str) -> (Site, Gate) {
     let gate = site.start("open").await;
     gate.serves("sum", 1).await;
     (site, gate)
+}
+
+#[test]
+fn every_limit_of_a_rollout_that_is_written_is_the_one_that_holds() {
+    let site = site(
+        "strategy = \"shadow\"\nsteps = [{ share = 0.1, time = \"2s\" }, { share = 0.3, time = \"4s\" }]\nwatch = \"5s\"\n\
+         dwell = \"6s\"\nmin_requests = 7\nmax_error_rate = 0.08\nmax_not_finite_rate = 0.09\nmax_latency_ratio = 10\n\
+         max_disagreement = 0.11\ntolerance = 0.12\n",
+    );
+    let step = |share, seconds| Step { share: Share::new(share).unwrap(), time: Duration::from_secs(seconds) };
+    let limits = Limits {
+        min_requests: 7,
+        error_rate: 0.08,
+        not_finite_rate: 0.09,
+        latency_ratio: 10.0,
+        disagreement: 0.11,
+        tolerance: 0.12,
+    };
+    let expected = Rollout {
+        strategy: Strategy::Shadow,
+        steps: vec![step(0.1, 2), step(0.3, 4)],
+        watch: Duration::from_secs(5),
+        dwell: Duration::from_secs(6),
+        limits,
+    };
+    assert_eq!(site.config().manager.models[0].rollout, expected);
 }
 
 fn version(answer: &Answer) -> &str {
@@ -390,6 +417,66 @@ async fn a_shadow_that_agrees_comes_to_serve() {
     on_trial(&gate, "2").await;
     ask_until_served(&gate, &row(1.0), "2").await;
     gate.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_of_other_features_cannot_shadow() {
+    let mut site = site(SHADOW);
+    site.reword("replay_rows = 0", "replay_rows = 0\nsignature_change = \"allow\"");
+    site.register_sum("sum", 1, 1000.0);
+    site.promote("sum", 1);
+    let gate = site.start("open").await;
+    gate.serves("sum", 1).await;
+    site.register("sum", 2, "regression");
+    site.promote("sum", 2);
+    let refused = |status: &Value| status["trouble"].as_str().is_some_and(|text| text.contains("cannot shadow it"));
+    let status = gate.says("sum", "a refusal", refused).await;
+    assert_eq!((&status["version"], &status["trial"]), (&json!("1"), &Value::Null), "{status}");
+    assert_eq!(gate.predict("sum", &row(1.0)).await.status, 200);
+    gate.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alias_that_flaps_switches_once_in_the_dwell_time() {
+    let mut site = site("dwell = \"1h\"");
+    site.register_sum("sum", 1, 1000.0);
+    site.promote("sum", 1);
+    let clock = Clock::manual(Clock::system().now());
+    let gate = site.start_by("open", clock.clone()).await;
+    gate.serves("sum", 1).await;
+    put_second(&site);
+    gate.serves("sum", 2).await;
+    site.promote("sum", 1);
+    gate.says("sum", "what the registry wants", |status| status["aspired"] == "1").await;
+    a_round_passes(&site, &gate).await;
+    assert_eq!(gate.status("sum").await["version"], "2");
+    clock.advance(Duration::from_mins(59));
+    a_round_passes(&site, &gate).await;
+    assert_eq!(gate.status("sum").await["version"], "2");
+    clock.advance(Duration::from_mins(1));
+    gate.serves("sum", 1).await;
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_shadow_is_given_the_rows_of_its_share_of_the_callers() {
+    let (serving, challenger) = (Arc::new(fixtures::model("sum")), Arc::new(fixtures::model("sum")));
+    let (models, mut publisher) = published(["sum".parse().unwrap()]);
+    publisher.serve(Arc::clone(&serving));
+    let share = Share::new(0.3).unwrap();
+    let trial = Arc::new(Trial::new(Rule::Shadow { challenger, share, tolerance: 0.0 }));
+    publisher.put_on_trial(&serving.id().name, Some(Arc::clone(&trial)));
+    let (shadow, mut comparer) = shadow::line();
+    let (inputs, told) = answered(&serving).await;
+    let callers: Vec<_> = (0..200).map(|caller| format!("caller{caller}")).collect();
+    for caller in &callers {
+        shadow.offer(&models.route(None, caller, |_| None).unwrap(), caller, &inputs, &told);
+    }
+    drop(shadow);
+    while comparer.compare_once().await {}
+    let held = callers.iter().filter(|caller| share.holds(&serving.id().name, caller)).count() as u64;
+    assert!((20..120).contains(&held), "invalid: {held} of 200");
+    assert_eq!(trial.challenger.counts().compared, held);
 }
 
 #[tokio::test]

@@ -170,6 +170,44 @@ async fn a_key_stays_until_its_date_and_then_the_version_is_let_go() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_versions_are_held_than_configured_and_who_moves_on_makes_room() {
+    let mut site = site("", "[engine]\nmax_held = 1\n");
+    let callers = [site.key("held"), site.key("open")];
+    let config = site.config();
+    let keys = ApiKeys::open(config.auth, &mut getrandom::fill).unwrap();
+    let ids: Vec<_> = keys.list().unwrap().into_iter().map(|record| record.id).collect();
+    register(&site, 1..=5);
+    site.promote("sum", 5);
+    let gate = site.start("open").await;
+    gate.serves("sum", 5).await;
+    let now = Clock::system().now();
+    let pin = |id: &str, to: &str, room| {
+        let pin = Pin { model: "sum".into(), to: to.parse().unwrap(), until: Timestamp::MAX };
+        keys.pin(id, &pin, room, now).map(drop)
+    };
+    let held = |version: u64| {
+        move |status: &Value| {
+            let held = status["held"].as_array().unwrap();
+            held.len() == 1 && held[0]["version"] == json!(version.to_string())
+        }
+    };
+    pin(&ids[0], "version:1", 1).unwrap();
+    gate.says("sum", "version 1 held", held(1)).await;
+    assert!(pin(&ids[1], "version:2", 1).is_err());
+    pin(&ids[0], "version:3", 1).unwrap();
+    gate.says("sum", "version 3 in its place", held(3)).await;
+    until_answered_by(&gate, &callers[0], 3).await;
+    // Whoever wrote it without looking finds no room all the same.
+    pin(&ids[1], "version:2", 9).unwrap();
+    eventually("nobody in the place of version 2", async || ask(&gate, &callers[1]).await.status == 503).await;
+    pin(&ids[0], "version:4", 9).unwrap();
+    gate.says("sum", "version 4 held, and nothing beside it", held(4)).await;
+    until_answered_by(&gate, &callers[0], 4).await;
+    assert_eq!(ask(&gate, &callers[1]).await.status, 503);
+    gate.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_stays_is_no_part_of_a_canary() {
     let mut site = Site::new(&format!(
         "[plans.open]\n[plans.held]\npins = [{}]\n[[model]]\nname = \"sum\"\nselect = \"alias:champion\"\n\

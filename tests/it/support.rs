@@ -16,4 +16,5 @@ pub(crate) mod panel;
 pub(crate) mod redis;
 pub(crate) mod s3;
 pub(crate) mod samples;
+pub(crate) mod sink;
 pub(crate) mod site;

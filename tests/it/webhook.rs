@@ -10,9 +10,10 @@ use serde_json::json;
 use sha2::Sha256;
 use tokio::time::Instant;
 
+use crate::support::fixtures::sum_files;
 use crate::support::hostile_registry::{Honest, Hostile};
+use crate::support::mlflow;
 use crate::support::site::{Gate, Site, eventually};
-use crate::support::{fixtures, mlflow};
 
 const SECRET: &str = "hush";
 
@@ -29,15 +30,6 @@ async fn send(gate: &Gate, signature: &str, id: &str, time: i64, body: String) -
     request.header("x-mlflow-timestamp", time.to_string()).body(body).send().await.unwrap().status().as_u16()
 }
 
-fn sum_files(base: f32) -> Vec<(&'static str, Vec<u8>)> {
-    let read = |name: &str| std::fs::read(fixtures::folder("sum").join(name)).unwrap();
-    vec![
-        ("MLmodel", read("MLmodel")),
-        ("model.onnx", fixtures::sum_model(base)),
-        ("serving_input_example.json", read("serving_input_example.json")),
-    ]
-}
-
 /// A site whose gateway asks the registry at `uri` only when it is hinted to.
 fn site(uri: &str, registered_model: &str) -> Site {
     let mut site = Site::new(&format!(
@@ -51,9 +43,7 @@ fn site(uri: &str, registered_model: &str) -> Site {
 ///
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_hints_is_a_poll_a_second_and_false_ones_are_none() {
-    let files = sum_files(1000.0);
-    let files: Vec<_> = files.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
-    let honest = Honest::with(&files);
+    let honest = Honest::with(&sum_files(1000.0));
     let registry = Hostile::start(move |asked| std::future::ready(honest.answer(&asked))).await;
     let mut site = site(registry.uri.as_str(), "m");
     let gate = site.start("open").await;
@@ -96,9 +86,7 @@ async fn a_real_mlflow_says_that_an_alias_moved() {
     const NAME: &str = "webhooked";
     let server = mlflow::v3();
     for base in [1000.0, 2000.0] {
-        let files = sum_files(base);
-        let files: Vec<_> = files.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
-        server.register(NAME, &files).await;
+        server.register(NAME, &sum_files(base)).await;
     }
     server.set_alias(NAME, "champion", 1).await;
     let mut site = site(server.uri.as_str(), NAME);

@@ -239,3 +239,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_digest_is_of_what_is_whole() {
+    let (bytes, starts) = encode(&example());
+    let of = |bytes: &[u8]| Digest(Sha256::digest(bytes).into());
+    assert_eq!(digest(&bytes), Some(of(&bytes)));
+    assert_eq!(digest(&bytes[..bytes.len() - 1]), Some(of(&bytes[..starts[2]])), "a torn end");
+    let with_garbage = [&bytes[..], &[0; 100]].concat();
+    assert_eq!(digest(&with_garbage), Some(of(&bytes)));
+    assert_eq!(digest(&bytes[1..]), None);
+}

@@ -1,49 +1,26 @@
 //! The folder of segments: when they close, what fits, and every failure of the disk in turn.
 
+use std::fs::{self, OpenOptions};
 use std::num::NonZeroU32;
 
 use tempfile::TempDir;
 
+use crate::capture::disk::Local;
+use crate::capture::disk::simulated::SimulatedDisk;
 use crate::capture::segment::{self, Contents};
 use crate::capture::tests::{config, noon, version};
 
 use super::*;
 
-/// Makes changes of the disk fail, counted per thread, and so per test.
-pub(super) mod faults {
-    use std::cell::Cell;
-    use std::io;
-    use std::ops::Range;
-
-    thread_local! {
-        static POINTS: Cell<u32> = const { Cell::new(0) };
-        static FAILING: Cell<(u32, u32)> = const { Cell::new((0, 0)) };
-        static KIND: Cell<io::ErrorKind> = const { Cell::new(io::ErrorKind::Other) };
-    }
-
-    /// The changes in `which`, counted from now, fail.
-    pub(in super::super) fn fail(which: Range<u32>, kind: io::ErrorKind) {
-        POINTS.set(0);
-        FAILING.set((which.start, which.end));
-        KIND.set(kind);
-    }
-
-    /// Whether all of them came to pass; none fails from here on.
-    pub(in super::super) fn happened() -> bool {
-        POINTS.get() >= FAILING.replace((0, 0)).1
-    }
-
-    pub(in super::super) fn point() -> io::Result<()> {
-        let point = POINTS.replace(POINTS.get() + 1);
-        let (start, end) = FAILING.get();
-        if (start..end).contains(&point) { Err(KIND.get().into()) } else { Ok(()) }
-    }
-}
-
 fn spool(folder: &TempDir, change: impl FnOnce(&mut Config)) -> Spool {
     let mut config = config(folder.path());
     change(&mut config);
-    Spool::open(&config, Some(Secret::of(&[7; 32])), 1).unwrap()
+    Spool::open(Arc::new(Local), &config, Some(Secret::of(&[7; 32])), 1).unwrap()
+}
+
+/// One on a disk that does what the test wants.
+fn simulated(disk: &SimulatedDisk) -> Spool {
+    Spool::open(Arc::new(disk.clone()), &config(Path::new("/data")), None, 1).unwrap()
 }
 
 fn records(ids: std::ops::Range<usize>) -> impl Iterator<Item = Record> {
@@ -52,11 +29,19 @@ fn records(ids: std::ops::Range<usize>) -> impl Iterator<Item = Record> {
 }
 
 fn contents(segment: &Closed) -> Contents {
-    segment::read(&read(segment).unwrap()).unwrap()
+    contents_on(&Local, segment)
+}
+
+fn contents_on(disk: &dyn Disk, segment: &Closed) -> Contents {
+    segment::read(&read(disk, segment).unwrap()).unwrap()
 }
 
 fn ids(segments: &[Closed]) -> Vec<String> {
-    let samples = segments.iter().flat_map(|segment| contents(segment).samples);
+    ids_on(&Local, segments)
+}
+
+fn ids_on(disk: &dyn Disk, segments: &[Closed]) -> Vec<String> {
+    let samples = segments.iter().flat_map(|segment| contents_on(disk, segment).samples);
     samples.map(|sample| sample.request_id.into()).collect()
 }
 
@@ -169,7 +154,7 @@ fn the_next_process_finds_closed_and_open_segments_the_oldest_first() {
 fn a_folder_in_use_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let _first = spool(&folder, |_| ());
-    let second = Spool::open(&config(folder.path()), None, 1);
+    let second = Spool::open(Arc::new(Local), &config(folder.path()), None, 1);
     assert_eq!(second.unwrap_err().kind(), io::ErrorKind::ResourceBusy);
 }
 
@@ -183,7 +168,7 @@ fn of_a_file_that_grew_beyond_all_segments_only_the_start_is_read() {
     // A hole: it takes no space on the disk.
     OpenOptions::new().write(true).open(&segment.path).unwrap().set_len(1 << 40).unwrap();
     segment.bytes = 1 << 40;
-    assert_eq!(read(&segment).unwrap().len() as u64, READ_MAX_BYTES);
+    assert_eq!(read(&Local, &segment).unwrap().len() as u64, READ_MAX_BYTES);
 }
 
 #[track_caller]
@@ -195,7 +180,7 @@ fn check_protected(protect: Policy) {
     spool.append(records(3..6));
     spool.close_due(noon(), true);
     assert_eq!(rows(&spool), [Some(6)]);
-    let bytes = read(&spool.closed()[0]).unwrap();
+    let bytes = read(&Local, &spool.closed()[0]).unwrap();
     assert!(!bytes.windows(6).any(|window| window == b"Doctor"));
     assert!(!bytes.windows(8).any(|window| window == 40.5_f64.to_le_bytes()));
 }
@@ -209,90 +194,38 @@ fn protected_values_are_not_on_the_disk() {
     check_protected(Policy { bucket, ..Policy::default() });
 }
 
-/// What a gateway does to its disk: batches, closing, deleting. Gives back what is accepted and not deleted, by id.
-fn script(spool: &mut Spool) -> (Vec<String>, Appended) {
-    let mut total = Appended::default();
-    let mut standing = Vec::new();
-    for batch in 0..6 {
-        let names: Vec<_> = (batch * 4..batch * 4 + 4).map(|id| format!("r{id}")).collect();
-        let appended = spool.append(records(batch * 4..batch * 4 + 4));
-        total += appended;
-        if appended.accepted > 0 {
-            standing.extend(names);
-        }
-        if batch % 2 == 1 {
-            spool.close_due(noon(), true);
-        }
-        if batch == 3 {
-            let segment = spool.closed()[0].clone();
-            let gone = ids(std::slice::from_ref(&segment));
-            if spool.remove(&segment.path).is_ok() {
-                standing.retain(|id| !gone.contains(id));
-            }
-        }
-    }
-    spool.close_due(noon(), true);
-    (standing, total)
-}
-
-/// Fails every change of the disk in turn. Nothing that was accepted may be missing, neither in this process nor in the
-/// next, and one failure costs nothing: the batch goes elsewhere.
-#[test]
-fn any_one_failure_of_the_disk_loses_nothing_that_was_accepted() {
-    let mut faults = 0;
-    for nth in 0.. {
-        let folder = tempfile::tempdir().unwrap();
-        let mut first = spool(&folder, |_| ());
-        faults::fail(nth..nth + 1, io::ErrorKind::Other);
-        let (standing, total) = script(&mut first);
-        if !faults::happened() {
-            break;
-        }
-        faults += 1;
-        assert_eq!(total, accepted(24), "fault {nth}");
-        let sorted = |mut ids: Vec<String>| {
-            ids.sort();
-            ids
-        };
-        assert_eq!(sorted(ids(first.closed())), sorted(standing.clone()), "fault {nth}");
-        drop(first);
-        let next = ids(spool(&folder, |_| ()).closed());
-        assert!(standing.iter().all(|id| next.contains(id)), "fault {nth}");
-    }
-    assert!(faults >= 20, "only {faults} faults happened");
-}
-
 /// An fsync that failed is not asked again: the kernel may have forgotten the lost page, and would say yes.
 #[test]
 fn a_failed_fsync_abandons_the_segment_and_writes_the_batch_elsewhere() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut spool = spool(&folder, |_| ());
+    let disk = SimulatedDisk::new(1);
+    let mut spool = simulated(&disk);
     spool.append(records(0..4));
     let accepted_bytes = spool.open[0].bytes();
     // The write, and then the fsync of an open segment.
-    faults::fail(1..2, io::ErrorKind::Other);
+    disk.fail(1..2, io::ErrorKind::Other);
     assert_eq!(spool.append(records(4..8)), accepted(4));
-    assert!(faults::happened());
+    assert!(disk.failed());
     spool.close_due(noon(), true);
     let [abandoned, other] = spool.closed() else { panic!("{:?}", spool.closed()) };
-    assert_eq!(ids(std::slice::from_ref(abandoned)), ["r0", "r1", "r2", "r3"]);
-    assert_eq!(ids(std::slice::from_ref(other)), ["r4", "r5", "r6", "r7"]);
-    assert_eq!(fs::metadata(&abandoned.path).unwrap().len(), accepted_bytes, "nothing of the batch is left in it");
-    assert_ne!(contents(abandoned).header.id, contents(other).header.id);
+    assert_eq!(ids_on(&disk, std::slice::from_ref(abandoned)), ["r0", "r1", "r2", "r3"]);
+    assert_eq!(ids_on(&disk, std::slice::from_ref(other)), ["r4", "r5", "r6", "r7"]);
+    assert_eq!(disk.size(&abandoned.path).unwrap(), Some(accepted_bytes), "nothing of the batch is left in it");
+    assert_ne!(contents_on(&disk, abandoned).header.id, contents_on(&disk, other).header.id);
 }
 
 /// Lets the disk fail a batch for good, and the next one not.
 #[track_caller]
 fn check_lost(kind: io::ErrorKind, expected: Appended) {
-    let folder = tempfile::tempdir().unwrap();
-    let mut spool = spool(&folder, |_| ());
+    let disk = SimulatedDisk::new(1);
+    let mut spool = simulated(&disk);
     spool.append(records(0..4));
-    faults::fail(0..2, kind);
+    // The write, the cut, and the other file.
+    disk.fail(0..3, kind);
     assert_eq!(spool.append(records(4..8)), expected);
-    assert!(faults::happened());
+    assert!(disk.failed());
     assert_eq!(spool.append(records(8..12)), accepted(4));
     spool.close_due(noon(), true);
-    assert_eq!(ids(spool.closed()), ["r0", "r1", "r2", "r3", "r8", "r9", "r10", "r11"]);
+    assert_eq!(ids_on(&disk, spool.closed()), ["r0", "r1", "r2", "r3", "r8", "r9", "r10", "r11"]);
 }
 
 #[test]

@@ -86,7 +86,7 @@ mod system {
         filter().and_then(|filter| seccompiler::apply_filter(&filter).map_err(|error| error.to_string()))
     }
 
-    fn filter() -> Result<BpfProgram, String> {
+    pub(super) fn filter() -> Result<BpfProgram, String> {
         let rules: BTreeMap<i64, _> = DENIED.into_iter().map(|call| (call, Vec::new())).collect();
         let arch = std::env::consts::ARCH.try_into().map_err(|_| "no filter for this processor".to_owned())?;
         let refuse = SeccompAction::Errno(libc::EPERM.unsigned_abs());
@@ -113,6 +113,29 @@ mod system {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_filter_looks_for_every_way_out() {
+        let filter = system::filter().unwrap();
+        let looks_for = |call: i64| filter.iter().any(|line| i64::from(line.k) == call);
+        let ways_out = [
+            ("socket", libc::SYS_socket),
+            ("socketpair", libc::SYS_socketpair),
+            ("connect", libc::SYS_connect),
+            ("bind", libc::SYS_bind),
+            ("io_uring_setup", libc::SYS_io_uring_setup),
+            ("execve", libc::SYS_execve),
+            ("execveat", libc::SYS_execveat),
+            ("ptrace", libc::SYS_ptrace),
+            ("process_vm_readv", libc::SYS_process_vm_readv),
+            ("process_vm_writev", libc::SYS_process_vm_writev),
+        ];
+        for (name, call) in ways_out {
+            assert!(looks_for(call), "{name}");
+        }
+        assert!(!looks_for(libc::SYS_openat), "what a number of no such call looks like");
+    }
 
     #[test]
     fn what_a_process_is_not_kept_from_is_told() {

@@ -73,6 +73,8 @@ fn is_taken_by(old: Kind, new: Kind) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::features::Settings;
+    use crate::model::signature::Signature;
 
     fn taken(field: &str, kind: Kind, required: bool) -> Taken {
         Taken { field: field.into(), kind, required }
@@ -82,6 +84,21 @@ mod tests {
     fn check_changes(new: &[Taken], expected: &[&str]) {
         let old = [taken("age", Kind::Long, true), taken("job", Kind::Text, false)];
         assert_eq!(changes(&old, new), expected);
+    }
+
+    #[test]
+    fn a_change_is_refused_or_told_of_as_configured() {
+        let signature = Signature::parse(r#"[{"name": "age", "type": "long", "required": true}]"#).unwrap();
+        let serving = Features::new(&signature, Settings::default()).unwrap();
+        let outcome = |new: &[Taken], on_change| match check(Some(&serving), new, on_change) {
+            Ok(pass) => pass.detail,
+            Err(Stop::Refused(reason) | Stop::Undecided(reason)) => format!("refused: {reason}"),
+        };
+        let (same, other) = ([taken("age", Kind::Long, true)], [taken("years", Kind::Long, true)]);
+        assert!(outcome(&same, SignatureChange::Refuse).starts_with("it takes what"));
+        assert!(outcome(&other, SignatureChange::Refuse).starts_with("refused: it does not take"));
+        let allowed = outcome(&other, SignatureChange::Allow);
+        assert_eq!(allowed, "changed, as allowed: `age` is gone; `years` is new and required");
     }
 
     #[test]

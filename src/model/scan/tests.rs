@@ -129,6 +129,16 @@ fn functions_call_neither_deep_nor_in_circles_nor_come_to_too_much() {
 }
 
 /// A node in a subgraph, `depth` of them around it.
+#[test]
+fn calls_written_out_count_as_nodes() {
+    let body = vec![node("", "Abs", &["in"], &[]); 999];
+    let calls = vec![node("own", "f", &["in"], &[]); 200];
+    let more = [calls.clone(), vec![node("", "Abs", &["in"], &[])]].concat();
+    let with = |main: &[Vec<u8>]| model(&nodes(main), &[function("f", &body)]);
+    assert_eq!(scan(&with(&calls), later()), Ok(()), "200 calls and what is in them: 200,000");
+    check_breaks(&with(&more), Rule::Nodes, "with its functions it has 200001");
+}
+
 fn nested(depth: usize) -> Vec<u8> {
     let mut inner = node("", "Identity", &[], &[]);
     for _ in 0..depth {
@@ -172,8 +182,9 @@ fn constants_do_not_make_large_tensors() {
     check_made("Resize", &["x", "", "shape"], &[], &[shape(&[1, 1, 1 << 15, 1 << 15])]);
     let wide = [attribute("value", &bytes(5, &[number(1, 1), number(2, 11), bytes(9, &[0; 8])].concat()))];
     check_made("ConstantOfShape", &["shape"], &wide, &[shape(&[1 << 26])]);
-    let small = [nodes(&[node("", "ConstantOfShape", &["shape"], &[])]), vec![shape(&[1 << 26])]].concat();
-    assert_eq!(scan(&model(&small, &[]), later()), Ok(()));
+    let largest = [nodes(&[node("", "ConstantOfShape", &["shape"], &[])]), vec![shape(&[1 << 26])]].concat();
+    assert_eq!(scan(&model(&largest, &[]), later()), Ok(()));
+    check_made("ConstantOfShape", &["shape"], &[], &[shape(&[(1 << 26) + 1])]);
 }
 
 #[test]
@@ -198,6 +209,15 @@ fn weights_in_another_file_are_refused_wherever_they_hide() {
     check_breaks(&model(&nodes(std::slice::from_ref(&hidden)), &[]), Rule::ExternalData, "../../secret");
     check_breaks(&model(&[bytes(15, &bytes(1, &tensor))], &[]), Rule::ExternalData, "../../secret");
     check_breaks(&model(&[], &[function("f0", &[hidden])]), Rule::ExternalData, "../../secret");
+    let nowhere = [bytes(8, b"w"), number(14, 1)].concat();
+    check_breaks(&model(&[bytes(5, &nowhere)], &[]), Rule::ExternalData, "tensor `w`");
+}
+
+#[test]
+fn a_file_without_operators_or_with_a_training_step_is_none_to_serve() {
+    check_breaks(&[number(1, 9), bytes(7, &[])].concat(), Rule::Whole, "names no operator set");
+    let training = [model(&[], &[]), bytes(20, &[])].concat();
+    check_breaks(&training, Rule::Whole, "training step");
 }
 
 #[test]
@@ -206,6 +226,11 @@ fn tensors_hold_what_they_declare() {
     assert_eq!(scan(&model(&[tensor(2, &[0; 8])], &[]), later()), Ok(()));
     check_breaks(&model(&[tensor(1 << 30, &[0; 8])], &[]), Rule::Initializers, "tensor");
     check_breaks(&model(&[tensor(u64::MAX, &[0; 8])], &[]), Rule::Initializers, "dimensions");
+    // Bytes declared and not held, as many as the file has, and one more.
+    let hollow = |size: u64| model(&[bytes(5, &[number(1, size), number(2, 3)].concat())], &[]);
+    let most = (0..1_000).find(|size| hollow(*size).len() as u64 == *size).unwrap();
+    assert_eq!(scan(&hollow(most), later()), Ok(()));
+    check_breaks(&hollow(most + 1), Rule::Initializers, "bytes more than they hold");
     // Small numbers take fewer bytes in the file than in memory; that is no lie.
     let packed = [number(1, 4096), number(2, 7), bytes(7, &[1; 4096])].concat();
     assert_eq!(scan(&model(&[bytes(5, &packed)], &[]), later()), Ok(()));

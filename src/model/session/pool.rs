@@ -2,7 +2,8 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
 use ort::session::{Session, SessionInputValue};
@@ -11,9 +12,12 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{PredictError, Stage};
 
-/// How many may wait for each slot before the next is turned away: with a run of 20 µs a tenth of a millisecond, and
-/// never an unbounded line.
+/// How many may always wait for each slot, however long their runs are.
 const WAITING_PER_SLOT: usize = 4;
+
+/// How long the runs of a longer line may take for each slot, at the pace of the warm-up: a caller would rather wait so
+/// long than ask again. The requests that may be under way at all bound the line, too.
+const LONGEST_LINE: Duration = Duration::from_millis(100);
 
 /// A session, and the tensors for one row that it is run with.
 #[derive(Debug)]
@@ -38,6 +42,8 @@ pub(super) struct Slots {
     /// One permit for each slot in `idle`.
     permits: Semaphore,
     waiting: AtomicUsize,
+    /// Nanoseconds that their runs are expected to take together.
+    waiting_nanos: AtomicU64,
 }
 
 impl Slots {
@@ -47,15 +53,16 @@ impl Slots {
         for slot in slots {
             assert!(idle.push(slot).is_ok(), "the queue has room for every slot");
         }
-        Arc::new(Self { idle, permits, waiting: AtomicUsize::new(0) })
+        Arc::new(Self { idle, permits, waiting: AtomicUsize::new(0), waiting_nanos: AtomicU64::new(0) })
     }
 
-    /// A slot, waiting for one until `deadline`. At most [`WAITING_PER_SLOT`] times the slots may wait.
-    pub(super) async fn acquire(self: &Arc<Self>, deadline: Instant) -> Result<Lease, PredictError> {
+    /// A slot for a run that is expected to take `run`, waiting for one until `deadline`. For each slot
+    /// [`WAITING_PER_SLOT`] may wait, and more as long as all of them together take no longer than [`LONGEST_LINE`].
+    pub(super) async fn acquire(self: &Arc<Self>, run: Duration, deadline: Instant) -> Result<Lease, PredictError> {
         if let Some(lease) = self.try_acquire() {
             return Ok(lease);
         }
-        let _place = self.stand_in_line()?;
+        let _place = self.stand_in_line(run)?;
         let acquired = timeout_at(deadline, self.permits.acquire()).await;
         let permit = acquired.map_err(|_| PredictError::DeadlineExceeded { stage: Stage::Queue })?;
         permit.expect("the semaphore is never closed").forget();
@@ -74,19 +81,37 @@ impl Slots {
         Lease { slot: Some(slot), slots: Arc::clone(self) }
     }
 
-    fn stand_in_line(&self) -> Result<Place<'_>, PredictError> {
-        let place = Place(&self.waiting);
+    fn stand_in_line(&self, run: Duration) -> Result<Place<'_>, PredictError> {
+        // One that takes longer fills a line by itself.
+        let nanos = nanos(run.min(LONGEST_LINE));
+        let slots = self.idle.capacity();
         let ahead = self.waiting.fetch_add(1, Ordering::Relaxed);
-        if ahead < WAITING_PER_SLOT * self.idle.capacity() { Ok(place) } else { Err(PredictError::Overloaded) }
+        let work = self.waiting_nanos.fetch_add(nanos, Ordering::Relaxed) + nanos;
+        let place = Place { slots: self, nanos };
+        let is_short = work <= nanos_of_line(slots);
+        if is_short || ahead < WAITING_PER_SLOT * slots { Ok(place) } else { Err(PredictError::Overloaded) }
     }
 }
 
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What the runs of the longest line may take.
+fn nanos_of_line(slots: usize) -> u64 {
+    nanos(LONGEST_LINE).saturating_mul(slots as u64)
+}
+
 /// A place in the line for slots, given up when dropped.
-struct Place<'s>(&'s AtomicUsize);
+struct Place<'s> {
+    slots: &'s Slots,
+    nanos: u64,
+}
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.slots.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.slots.waiting_nanos.fetch_sub(self.nanos, Ordering::Relaxed);
     }
 }
 

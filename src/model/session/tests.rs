@@ -7,11 +7,11 @@ use crate::model::features::Settings;
 use crate::model::signature::Column;
 use crate::model::{Digest, Version};
 
-fn fixture(kind: &str) -> PathBuf {
+pub(super) fn fixture(kind: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(kind).join("model.onnx")
 }
 
-fn spec(onnx: PathBuf) -> Spec {
+pub(super) fn spec(onnx: PathBuf) -> Spec {
     Spec {
         id: Identity::new("m".parse().unwrap(), Version(1), Digest([0; 32]), None),
         onnx,
@@ -26,7 +26,7 @@ fn load(spec: Spec) -> Result<Model, LoadError> {
     Model::load(&Runtime::load(None).unwrap(), spec)
 }
 
-fn numbers(model: &Model, field: &str, numbers: &[f64]) -> Inputs {
+pub(super) fn numbers(model: &Model, field: &str, numbers: &[f64]) -> Inputs {
     let mut rows = model.features().rows();
     for number in numbers {
         rows.begin();
@@ -119,6 +119,9 @@ fn a_file_that_is_no_model_is_refused_with_the_cure() {
     // It looks like a model, and is none to ONNX Runtime.
     std::fs::write(&path, [8, 9, 58, 0]).unwrap();
     assert!(matches!(load(spec(path.clone())), Err(LoadError::Rejected { .. } | LoadError::Outputs { .. })));
+    // A tensor that says its data is elsewhere, though the scan has seen it before.
+    std::fs::write(&path, [8, 9, 58, 4, 42, 2, 112, 1]).unwrap();
+    assert!(matches!(load(spec(path.clone())), Err(LoadError::ExternalData)));
     std::fs::remove_file(&path).unwrap();
     assert!(matches!(load(spec(path)), Err(LoadError::Unreadable(_))));
 }
@@ -211,6 +214,61 @@ async fn the_line_for_a_slot_is_bounded_and_keeps_deadlines() {
     for waiting in line {
         assert!(waiting.await.is_ok());
     }
+}
+
+#[tokio::test]
+async fn a_line_of_short_runs_is_as_long_as_it_takes_a_tenth_of_a_second() {
+    let model = counter(1);
+    let (forever, short) = (numbers(&model, "x", &[FOREVER]), numbers(&model, "x", &[1.0]));
+    let mut run = Box::pin(model.predict(&forever, later()));
+    assert!(futures_util::poll!(&mut run).is_pending());
+    model.row_nanos.store(2_000_000, Ordering::Relaxed);
+    let mut line: Vec<_> = (0..50).map(|_| Box::pin(model.predict(&short, later()))).collect();
+    for waiting in &mut line {
+        assert!(futures_util::poll!(waiting).is_pending());
+    }
+    assert!(matches!(model.predict(&short, later()).await, Err(PredictError::Overloaded)));
+    // Who leaves makes room for as much as was expected of it, and no more.
+    line.truncate(49);
+    let batch = numbers(&model, "x", &[1.0, 2.0]);
+    assert!(matches!(model.predict(&batch, later()).await, Err(PredictError::Overloaded)));
+    let mut last = Box::pin(model.predict(&short, later()));
+    assert!(futures_util::poll!(&mut last).is_pending());
+    drop(run);
+    for waiting in line {
+        assert!(waiting.await.is_ok());
+    }
+    assert!(last.await.is_ok());
+}
+
+#[test]
+fn a_slot_is_never_promised_before_it_is_back() {
+    let model = counter(2);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            // A permit without a slot behind it panics.
+            scope.spawn(|| (0..50_000).filter_map(|_| model.slots.try_acquire()).for_each(drop));
+        }
+    });
+    let both: Vec<Lease> = std::iter::from_fn(|| model.slots.try_acquire()).collect();
+    assert_eq!(both.len(), 2);
+}
+
+#[test]
+fn every_slot_is_there_and_is_warmed_up() {
+    let model = counter(3);
+    let row = numbers(&model, "x", &[5.0]);
+    model.warm_up(Some(&row)).unwrap();
+    let leases: Vec<Lease> = std::iter::from_fn(|| model.slots.try_acquire()).collect();
+    // What a slot ran last is still in its tensors.
+    let last: Vec<f32> = leases
+        .iter()
+        .map(|lease| match &lease.row.0[0] {
+            ort::session::SessionInputValue::Owned(value) => value.try_extract_tensor::<f32>().unwrap().1[0],
+            _ => panic!("no tensor of its own"),
+        })
+        .collect();
+    assert_eq!(last, [5.0; 3]);
 }
 
 #[test]

@@ -219,3 +219,34 @@ async fn what_is_referred_to_and_the_newest_of_the_rest_are_retained() {
     assert_eq!(left, expect);
     assert!(fixture.cache.last_good(&name("m")).is_some());
 }
+
+#[tokio::test]
+async fn a_version_without_its_manifest_never_has_its_final_name() {
+    let fixture = Fixture::new();
+    let mut staging = fixture.cache.stage(100).unwrap();
+    let incoming = staging.receive("MLmodel".parse().unwrap()).await.unwrap();
+    staging.keep(incoming).await.unwrap();
+    // A manifest cannot be put in the place of a folder.
+    let files = staging.place(&"x".parse().unwrap()).parent().unwrap().to_owned();
+    fs::create_dir(files.parent().unwrap().join("manifest.json")).unwrap();
+    assert!(matches!(staging.seal().await, Err(RegistryError::Disk(_))));
+    assert!(fixture.stored().is_empty());
+    assert_eq!(fixture.incoming(), 0);
+}
+
+#[tokio::test]
+async fn a_note_is_replaced_and_never_written_over() {
+    let fixture = Fixture::new();
+    let fetched = fixture.store(FILES).await;
+    fixture.cache.remember(&name("m"), &found(1), &fetched).unwrap();
+    let mut before = File::open(fixture.cache.last_good_note(&name("m"))).unwrap();
+    fixture.cache.remember(&name("m"), &found(2), &fetched).unwrap();
+    let mut text = String::new();
+    before.read_to_string(&mut text).unwrap();
+    assert_eq!(
+        serde_json::from_str::<LastGood>(&text).unwrap().version,
+        1,
+        "whoever was reading it reads it to its end"
+    );
+    assert_eq!(fs::read_dir(fixture.cache.last_good_notes()).unwrap().count(), 1);
+}

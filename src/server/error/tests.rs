@@ -16,6 +16,7 @@ fn samples() -> Vec<(&'static str, ApiError)> {
         resets_in: Duration::from_millis(1500),
     };
     let (rate, day) = (standing("rate", 100, 2), standing("day", 10_000, 86_400));
+    let left = Standing { remaining: 8, ..day };
     let concurrency = standing("concurrency", 64, 0);
     let retry_after = Duration::from_millis(1500);
     let field = |feature: &str, expected: &str, found: &str| FieldError {
@@ -66,6 +67,7 @@ fn samples() -> Vec<(&'static str, ApiError)> {
         ("busy", Refusal::Busy { standing: vec![concurrency, day], retry_after }.into()),
         ("throttled", Refusal::Throttled { standing: vec![rate, day], retry_after }.into()),
         ("exhausted", Refusal::Exhausted { standing: vec![day, rate], retry_after }.into()),
+        ("more than is left", Refusal::Exhausted { standing: vec![left], retry_after }.into()),
         ("too much at once", Refusal::TooLarge { standing: vec![day], retry_after }.into()),
         ("no plan", Refusal::NoPlan.into()),
         ("quota store", Refusal::StoreDown.into()),

@@ -74,6 +74,8 @@ struct Watch {
     /// Every request that begins from now on is answered by this version or a later one, and no caller goes back. 0 is no
     /// such promise.
     visible: AtomicU64,
+    /// Requests answered so far, and rightly.
+    answered: AtomicU64,
 }
 
 /// What callers saw.
@@ -129,6 +131,11 @@ impl Callers {
         self.watch.is_over.load(Ordering::SeqCst)
     }
 
+    /// How many requests were answered so far.
+    pub(crate) fn answered(&self) -> u64 {
+        self.watch.answered.load(Ordering::Relaxed)
+    }
+
     /// Ends the load. Fails with what any caller saw go wrong.
     pub(crate) async fn end(mut self) -> Seen {
         self.watch.is_over.store(true, Ordering::SeqCst);
@@ -167,6 +174,7 @@ async fn call(
         seen.first_after += u64::from(floor > latest);
         latest = version;
         seen.requests += 1;
+        watch.answered.fetch_add(1, Ordering::Relaxed);
         seen.rows += rows.len() as u64;
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;

@@ -85,6 +85,22 @@ pub(crate) fn sum_model(base: f32) -> Vec<u8> {
     bytes
 }
 
+/// The files of such a version, as [`Server::register`](super::mlflow::Server::register) takes them.
+pub(crate) fn sum_files(base: f32) -> Vec<(&'static str, Vec<u8>)> {
+    let read = |name: &str| std::fs::read(folder("sum").join(name)).unwrap();
+    vec![
+        ("MLmodel", read("MLmodel")),
+        ("model.onnx", sum_model(base)),
+        ("serving_input_example.json", read("serving_input_example.json")),
+    ]
+}
+
+/// Bytes that are the same nowhere twice, so that a wrong piece shows.
+pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    std::iter::repeat_with(|| random.u8(..)).take(len).collect()
+}
+
 /// A fixture's rows as JSON objects, and Python's answers to them.
 pub(crate) struct Expected(Value);
 

@@ -21,13 +21,16 @@ pub(crate) struct Asked {
     pub(crate) query: BTreeMap<String, String>,
     /// The headers.
     pub(crate) headers: HeaderMap,
+    /// For which server, where it was asked as a proxy.
+    pub(crate) proxied_for: Option<String>,
 }
 
 impl Asked {
     fn read(request: &Request) -> Self {
         let path = percent_encoding::percent_decode_str(request.uri().path()).decode_utf8_lossy().into_owned();
+        let proxied_for = request.uri().authority().map(ToString::to_string);
         let query = url::form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes());
-        Self { path, query: query.into_owned().collect(), headers: request.headers().clone() }
+        Self { path, query: query.into_owned().collect(), headers: request.headers().clone(), proxied_for }
     }
 
     /// Whether the bytes of `file` are asked for, by whichever route.
@@ -53,13 +56,22 @@ pub(crate) struct Hostile {
 
 impl Hostile {
     /// Starts a server that gives each request to `answer`.
-    #[expect(clippy::disallowed_methods, reason = "a test's server lives as long as its runtime")]
     pub(crate) async fn start<F, R>(answer: F) -> Self
     where
         F: Fn(Asked) -> R + Clone + Send + Sync + 'static,
         R: Future<Output = Response> + Send,
     {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at("127.0.0.1:0", answer).await
+    }
+
+    /// The same, at an address.
+    #[expect(clippy::disallowed_methods, reason = "a test's server lives as long as its runtime")]
+    pub(crate) async fn start_at<F, R>(address: &str, answer: F) -> Self
+    where
+        F: Fn(Asked) -> R + Clone + Send + Sync + 'static,
+        R: Future<Output = Response> + Send,
+    {
+        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         let uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&asked);
@@ -94,8 +106,8 @@ pub(crate) struct Honest {
 
 impl Honest {
     /// With these files.
-    pub(crate) fn with(files: &[(&str, &[u8])]) -> Self {
-        let files = files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
+    pub(crate) fn with(files: &[(&str, impl AsRef<[u8]>)]) -> Self {
+        let files = files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.as_ref().to_vec())).collect();
         Self { artifact_uri: "mlflow-artifacts:/0/run/artifacts/model", files }
     }
 

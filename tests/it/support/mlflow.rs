@@ -83,6 +83,23 @@ flavors:
 saved_input_example_info: {artifact_path: input_example.json, serving_input_path: serving_input_example.json}
 ";
 
+/// The files of a version that can be served, as far as the registry looks.
+pub(crate) fn onnx_files(model: &[u8]) -> Vec<(&str, &[u8])> {
+    vec![
+        ("MLmodel", ONNX_MLMODEL.as_bytes()),
+        ("model.onnx", model),
+        ("input_example.json", b"[[1.0]]"),
+        ("serving_input_example.json", br#"{"inputs": [[1.0]]}"#),
+    ]
+}
+
+/// An empty cache, and its folder.
+pub(crate) fn cache() -> (tempfile::TempDir, Cache) {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::open(folder.path().join("cache")).unwrap();
+    (folder, cache)
+}
+
 /// A registry at `uri`, with no credentials and a short patience.
 pub(crate) fn registry_at(uri: &Url) -> Registry {
     Registry::new(Config::Mlflow(mlflow_at(uri).into()), client())
@@ -149,7 +166,7 @@ impl Server {
     }
 
     /// Registers the next version of `model`, with these files, as a client of this release does. Returns its number.
-    pub(crate) async fn register(&self, model: &str, files: &[(&str, &[u8])]) -> u64 {
+    pub(crate) async fn register(&self, model: &str, files: &[(&str, impl AsRef<[u8]>)]) -> u64 {
         if self.major == 2 {
             return self.register_in_run(model, files).await;
         }
@@ -159,7 +176,7 @@ impl Server {
     }
 
     /// Registers the next version of `model` from files in a run, as clients before 3.0 do.
-    pub(crate) async fn register_in_run(&self, model: &str, files: &[(&str, &[u8])]) -> u64 {
+    pub(crate) async fn register_in_run(&self, model: &str, files: &[(&str, impl AsRef<[u8]>)]) -> u64 {
         let run = self.post("runs/create", json!({ "experiment_id": "0", "start_time": 1 })).await;
         let info = &run["run"]["info"];
         let source = format!("{}/model", info["artifact_uri"].as_str().unwrap());
@@ -168,12 +185,12 @@ impl Server {
     }
 
     /// Uploads a logged model that stays pending. Returns its id.
-    pub(crate) async fn log_model(&self, files: &[(&str, &[u8])]) -> String {
+    pub(crate) async fn log_model(&self, files: &[(&str, impl AsRef<[u8]>)]) -> String {
         self.log_model_in("0", files).await
     }
 
     /// The same, in an experiment.
-    pub(crate) async fn log_model_in(&self, experiment: &str, files: &[(&str, &[u8])]) -> String {
+    pub(crate) async fn log_model_in(&self, experiment: &str, files: &[(&str, impl AsRef<[u8]>)]) -> String {
         let logged = self.post("logged-models", json!({ "experiment_id": experiment, "name": "model" })).await;
         let info = &logged["model"]["info"];
         self.upload(info["artifact_uri"].as_str().unwrap(), files).await;
@@ -245,11 +262,11 @@ impl Server {
     }
 
     /// Puts files below an artifact's address.
-    pub(crate) async fn upload(&self, to: &str, files: &[(&str, &[u8])]) {
+    pub(crate) async fn upload(&self, to: &str, files: &[(&str, impl AsRef<[u8]>)]) {
         for (name, bytes) in files {
             match to.strip_prefix("mlflow-artifacts:") {
-                Some(path) => self.put(&format!("{path}/{name}"), bytes).await,
-                None => write(&Path::new(to.trim_start_matches("file://")).join(name), bytes),
+                Some(path) => self.put(&format!("{path}/{name}"), bytes.as_ref()).await,
+                None => write(&Path::new(to.trim_start_matches("file://")).join(name), bytes.as_ref()),
             }
         }
     }

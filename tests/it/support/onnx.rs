@@ -86,6 +86,13 @@ pub(crate) fn sum_with(base: f32, weights: &Weights) -> Vec<u8> {
                 terms.push(found);
             }
         }
+        Weights::Computed { floats } => {
+            constants.extend([integers("half", &[floats / 2]), integers("two", &[2])]);
+            nodes.push(op("", "Mul", &["half", "two"], "size", &[]));
+            nodes.push(op("", "ConstantOfShape", &["size"], "zeros", &[]));
+            nodes.push(op("", "ReduceSum", &["zeros"], "nothing", &[attribute_integers("keepdims", &[0])]));
+            terms.push("nothing".to_owned());
+        }
         Weights::Trees { trees, depth } => {
             nodes.push(forest(*trees, *depth));
             nodes.push(op("", "Squeeze", &["score", "axes"], "scores", &[]));
@@ -105,6 +112,8 @@ pub(crate) fn sum_with(base: f32, weights: &Weights) -> Vec<u8> {
 pub(crate) enum Weights {
     /// So many tensors of so many numbers.
     Dense { tensors: usize, floats: usize },
+    /// One tensor of so many zeros, whose size the graph computes.
+    Computed { floats: i64 },
     /// So many whole trees, whose leaves are all zero.
     Trees { trees: usize, depth: u32 },
 }

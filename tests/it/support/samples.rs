@@ -121,7 +121,7 @@ impl Gate {
 }
 
 pub(crate) fn directory(folder: &Path) -> Sink {
-    Sink::Directory(folder.join("samples"))
+    Sink::directory(folder.join("samples"))
 }
 
 pub(crate) fn bucket(s3: &S3, secret: &str) -> Sink {

@@ -40,8 +40,17 @@ impl Site {
     /// A site whose configuration is `text`, in which `{folder}` stands for its folder; addresses are chosen by the system,
     /// and the registry is `{folder}/registry` unless `text` has one.
     pub(crate) fn new(text: &str) -> Self {
+        Self::in_folder(tempfile::tempdir().unwrap(), text)
+    }
+
+    /// The same in memory, where the system has a folder there: for what makes more small files than a disk can.
+    pub(crate) fn in_memory(text: &str) -> Self {
+        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        Self::in_folder(folder.unwrap(), text)
+    }
+
+    fn in_folder(folder: tempfile::TempDir, text: &str) -> Self {
         install_tls();
-        let folder = tempfile::tempdir().unwrap();
         let mut text = text.replace("{folder}", &folder.path().display().to_string());
         text.insert_str(0, &format!("data_dir = \"{}/data\"\n", folder.path().display()));
         if !text.contains("[registry]") {
@@ -151,9 +160,9 @@ impl Site {
         };
         let mut config = config::load(&sources).unwrap_or_else(|errors| panic!("{errors}")).config;
         config.manager.poll_interval = self.poll;
-        for model in &mut config.manager.models {
-            // Most tests promote again and again; the policy has tests of its own.
-            model.rollout.dwell = Duration::ZERO;
+        if !self.text.contains("dwell") {
+            // Most tests promote again and again.
+            config.manager.models.iter_mut().for_each(|model| model.rollout.dwell = Duration::ZERO);
         }
         config.manager.admission.program.clone_from(&self.probe_program);
         config

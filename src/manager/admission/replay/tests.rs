@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::manager::admission::SignatureChange;
+use crate::model::features::{Raw, Settings};
+use crate::model::signature::Signature;
 
 fn config() -> Config {
     Config {
@@ -17,6 +19,26 @@ fn config() -> Config {
         max_shift: 0.3,
         signature_change: SignatureChange::Refuse,
     }
+}
+
+#[test]
+fn the_newest_rows_are_replayed_and_no_more_than_configured() {
+    let signature = Signature::parse(r#"[{"name": "x", "type": "double"}]"#).unwrap();
+    let features = Features::new(&signature, Settings::default()).unwrap();
+    let request = |rows: u32| {
+        let mut inputs = features.rows();
+        for row in 0..rows {
+            inputs.begin();
+            inputs.set("x", Raw::Float(row.into()));
+            inputs.end();
+        }
+        inputs.finish().unwrap()
+    };
+    let kept = |rows| newest([10, 20, 30].map(request).into(), rows).iter().map(Inputs::rows).collect::<Vec<_>>();
+    assert_eq!(kept(60), [10, 20, 30]);
+    assert_eq!(kept(59), [20, 30]);
+    assert_eq!(kept(49), [30]);
+    assert_eq!(kept(29), [0; 0], "a request is not cut");
 }
 
 fn classes(pairs: &[(i64, i64)]) -> Comparison {
