@@ -98,11 +98,12 @@ async fn the_documentation_lists_every_figure_and_none_besides() {
     let redis = Server::start();
     let mut site = Site::new(&format!(
         "[plans.open]\n[[model]]\nname = \"sum\"\nselect = \"alias:champion\"\n[quota]\nstore = \"{}\"\n\
-         [metrics.cloudwatch]\n[capture]\nsink = \"file:{{folder}}/samples\"\n[feedback]\n",
+         [keys]\nshared = true\n[metrics.cloudwatch]\n[capture]\nsink = \"file:{{folder}}/samples\"\n[feedback]\n",
         redis.url()
     ));
     site.register_sum("sum", 1, 1000.0);
     site.promote("sum", 1);
+    site.share_key("open");
     let gate = site.start("open").await;
     gate.serves("sum", 1).await;
     gate.predict("sum", &json!({ "a": 1, "b": 2, "c": 3 })).await;

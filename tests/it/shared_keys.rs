@@ -564,14 +564,12 @@ async fn check_changes(rounds: usize, bound: Option<Duration>) {
     ));
     site.register_sum("sum", 1, 0.0);
     site.promote("sum", 1);
-    site.key("open");
-    let config = site.config();
-    let open = |auth: Config| ApiKeys::open_shared(auth, config.shared_keys.as_ref().unwrap()).unwrap();
-    open(config.auth.clone()).share(None).unwrap();
+    site.share_key("open");
     let gate = site.start("open").await;
     gate.serves("sum", 1).await;
-    let elsewhere = Config { store: site.folder().join("elsewhere/modelgate.db"), ..config.auth.clone() };
-    let keys = open(elsewhere);
+    let config = site.config();
+    let elsewhere = Config { store: site.folder().join("elsewhere/modelgate.db"), ..config.auth };
+    let keys = ApiKeys::open_shared(elsewhere, &config.shared_keys.unwrap()).unwrap();
     for change in CHANGES.repeat(rounds) {
         check_change(&gate, &keys, change, bound).await;
     }

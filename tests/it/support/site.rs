@@ -183,6 +183,13 @@ impl Site {
         key
     }
 
+    /// Gives the plan's key to the store that this site shares its keys in.
+    pub(crate) fn share_key(&mut self, plan: &str) {
+        self.key(plan);
+        let Config { auth, shared_keys, .. } = self.config();
+        ApiKeys::open_shared(auth, &shared_keys.unwrap()).unwrap().share(None).unwrap();
+    }
+
     /// Starts a gateway here, and returns once it listens.
     pub(crate) async fn start(&mut self, plan: &str) -> Gate {
         self.start_by(plan, Clock::system()).await
