@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 use tracing::{debug, info};
 
 use super::admission::{Admission, Candidate, Check, Outcome, Rung, Verdict};
@@ -258,7 +259,11 @@ impl Carrier {
                 self.drift.watch(&model, &fetched.folder).await;
                 Ok(Loaded { found, fetched, model: Arc::new(model) })
             }
-            (_, Some(rung)) => Err(missed(rung, &fetched, beside)),
+            (_, Some(rung)) => {
+                // What reading a strange file took, which may be much. Nothing else hangs on when it is given back.
+                drop(spawn_blocking(glibc_trim::trim));
+                Err(missed(rung, &fetched, beside))
+            }
             (None, None) => unreachable!("a version that stops nowhere comes back loaded"),
         }
     }
