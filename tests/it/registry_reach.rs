@@ -338,15 +338,31 @@ async fn calls_only_its_registry_however_it_is_lured() {
     check_lures(usize::MAX).await;
 }
 
+/// A gateway whose registry has a name, and all that can be seen of it and done to it.
+struct Lured {
+    sink: Sink,
+    names: Names,
+    lurer: Lurer,
+    gate: Gate,
+    _site: Site,
+}
+
+impl Lured {
+    async fn start() -> Self {
+        let sink = Sink::open();
+        let names = Names::serve(NAME);
+        names.resolve_to(&["10.20.30.40"]);
+        let lurer = Lurer::start(HOME).await;
+        let mut site = site(&format!("http://{NAME}:5000"));
+        let gate = site.start("open").await;
+        gate.serves("sum", 1).await;
+        Self { sink, names, lurer, gate, _site: site }
+    }
+}
+
 /// Lures a gateway with every host, in at most `ways` ways each.
 async fn check_lures(ways: usize) {
-    let sink = Sink::open();
-    let names = Names::serve(NAME);
-    names.resolve_to(&["10.20.30.40"]);
-    let lurer = Lurer::start(HOME).await;
-    let mut site = site(&format!("http://{NAME}:5000"));
-    let gate = site.start("open").await;
-    gate.serves("sum", 1).await;
+    let Lured { sink, names, lurer, gate, _site } = Lured::start().await;
     let mut count = 0;
     for (number, host) in hosts().into_iter().enumerate() {
         let locations = locations(&host);
@@ -396,13 +412,7 @@ fn a_name_that_moves_to_where_no_registry_is_is_not_followed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "child: of a_name_that_moves_to_where_no_registry_is_is_not_followed"]
 async fn follows_its_name_only_to_registries() {
-    let sink = Sink::open();
-    let names = Names::serve(NAME);
-    names.resolve_to(&["10.20.30.40"]);
-    let lurer = Lurer::start(HOME).await;
-    let mut site = site(&format!("http://{NAME}:5000"));
-    let gate = site.start("open").await;
-    gate.serves("sum", 1).await;
+    let Lured { sink, names, lurer, gate, _site } = Lured::start().await;
     let elsewhere = [
         "127.0.0.1",
         "169.254.169.254",

@@ -479,6 +479,16 @@ fn written(disk: &SimulatedDisk, path: &str, bytes: &[u8], synced: usize) {
     file.append(&bytes[synced..]).unwrap();
 }
 
+/// `/a`, to which three letters were written whose sync failed.
+fn not_synced(disk: &SimulatedDisk) -> Box<dyn NewFile> {
+    let mut file = disk.create(Path::new("/a"), Access::Owner).unwrap();
+    disk.sync_folder(Path::new("/")).unwrap();
+    file.append(b"abc").unwrap();
+    disk.fail(0..1, io::ErrorKind::Other);
+    file.sync().unwrap_err();
+    file
+}
+
 /// What is left of a file in so many losses of power.
 fn left_after_power_cuts(prepare: impl Fn(&SimulatedDisk)) -> BTreeSet<Option<Vec<u8>>> {
     let left = |seed| {
@@ -515,21 +525,11 @@ fn what_was_not_synced_is_there_in_part_or_not_and_what_was_is_there() {
 #[test]
 fn a_sync_that_succeeds_after_one_that_failed_has_saved_nothing() {
     let left = left_after_power_cuts(|disk| {
-        let mut file = disk.create(Path::new("/a"), Access::Owner).unwrap();
-        disk.sync_folder(Path::new("/")).unwrap();
-        file.append(b"abc").unwrap();
-        disk.fail(0..1, io::ErrorKind::Other);
-        file.sync().unwrap_err();
-        file.sync().unwrap();
+        not_synced(disk).sync().unwrap();
     });
     assert_eq!(left, [Some(b"\0\0\0".to_vec())].into());
     let left = left_after_power_cuts(|disk| {
-        let mut file = disk.create(Path::new("/a"), Access::Owner).unwrap();
-        disk.sync_folder(Path::new("/")).unwrap();
-        file.append(b"abc").unwrap();
-        disk.fail(0..1, io::ErrorKind::Other);
-        file.sync().unwrap_err();
-        file.cut(0).unwrap();
+        not_synced(disk).cut(0).unwrap();
     });
     assert!(left.contains(&Some(b"ab".to_vec())) && left.contains(&Some(Vec::new())), "a cut that was not synced");
 }
